@@ -1,0 +1,153 @@
+"""What a request may ask of sampling, and what it gets back: the vocabulary of the engine's border.
+
+`SamplingParams` is validated once, when it is made; from there on the engine trusts it. The structs here travel
+between processes (msgspec) and hold plain values only.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import msgspec
+
+from puna.errors import InputError
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+MAX_LOGPROBS = 256
+MAX_SAMPLES = 256
+MAX_STOPS = 64
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How to draw tokens, field by field as in vLLM's offline API.
+
+    Order of application: allowed tokens, bad words, min tokens, logit bias, repetition, frequency and presence
+    penalties, (greedy rows: argmax), temperature, min-p, top-k, top-p, draw. Log-probabilities are of the raw logits.
+    """
+
+    n: int = 1
+    temperature: float = 1.0
+    top_k: int = 0  # 0 or -1: off
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] = []
+    max_tokens: int | None = 16  # None: up to the context limit
+    min_tokens: int = 0
+    stop: str | list[str] = []
+    stop_token_ids: list[int] = []
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    seed: int | None = None  # child i of n draws with seed + i
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    skip_special_tokens: bool = True
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @property
+    def stops(self) -> list[str]:
+        return [self.stop] if isinstance(self.stop, str) else list(self.stop)
+
+
+def _check(p: SamplingParams) -> None:
+    _between("n", p.n, 1, MAX_SAMPLES)
+    _between("temperature", p.temperature, 0.0, 100.0)
+    _between("top_k", p.top_k, -1, 2**31 - 1)
+    _between("top_p", p.top_p, 0.0, 1.0, open_low=True)
+    _between("min_p", p.min_p, 0.0, 1.0)
+    _between("repetition_penalty", p.repetition_penalty, 0.0, 100.0, open_low=True)
+    _between("frequency_penalty", p.frequency_penalty, -2.0, 2.0)
+    _between("presence_penalty", p.presence_penalty, -2.0, 2.0)
+    if p.max_tokens is not None:
+        _between("max_tokens", p.max_tokens, 1, 2**31 - 1)
+    _between("min_tokens", p.min_tokens, 0, 2**31 - 1)
+    if p.max_tokens is not None and p.min_tokens > p.max_tokens:
+        raise InputError(
+            f"min_tokens is {p.min_tokens} but max_tokens is {p.max_tokens}; lower min_tokens or raise max_tokens",
+            param="min_tokens",
+        )
+    for name in ("logprobs", "prompt_logprobs"):
+        value = getattr(p, name)
+        if value is not None:
+            _between(name, value, 0, MAX_LOGPROBS)
+    if p.seed is not None:
+        _between("seed", p.seed, -(2**63), 2**64 - 1)
+    if len(p.stops) > MAX_STOPS or any(not isinstance(s, str) or not s for s in p.stops):
+        raise InputError(f"stop takes up to {MAX_STOPS} strings, none of them empty", param="stop")
+    if any(not isinstance(s, str) or not s for s in p.bad_words):
+        raise InputError("bad_words takes strings, none of them empty", param="bad_words")
+    if p.allowed_token_ids is not None and not p.allowed_token_ids:
+        raise InputError("allowed_token_ids is empty: no token could be drawn; leave it out", param="allowed_token_ids")
+    for name in ("allowed_token_ids", "stop_token_ids"):
+        if any(not isinstance(i, int) or i < 0 for i in getattr(p, name) or ()):
+            raise InputError(f"{name} takes token ids of 0 and above", param=name)
+    for token, value in p.logit_bias.items():
+        if token < 0 or not -100.0 <= value <= 100.0:
+            raise InputError(
+                f"logit_bias[{token}] is {value}; ids are 0 and above, values -100 to 100", param="logit_bias"
+            )
+
+
+def _between(name: str, value: Any, low: float, high: float, *, open_low: bool = False) -> None:
+    wanted = f"above {low:g} and up to {high:g}" if open_low else f"{low:g} to {high:g}"
+    whole = isinstance(low, int)
+    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not math.isfinite(value):
+        raise InputError(f"{name} is {value!r}; it takes {'a whole number' if whole else 'a number'}, {wanted}", param=name)
+    if value > high or value < low or (open_low and value == low):
+        raise InputError(f"{name} is {value!r}; allowed: {wanted}", param=name)
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """Log-probability of one token under the raw logits; rank 1 is the most likely."""
+
+    token_id: int
+    logprob: float
+    rank: int
+
+
+class PositionLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Of one position: the token that stands there, and the k most likely ones, best first."""
+
+    token: TokenLogprob
+    top: list[TokenLogprob]
+
+
+class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """What the client sends. `params.seed` is always set (drawn by the client where the user gave none).
+
+    `delivered[i]`: tokens of sample i that the client already has; generation goes on behind them (resuming after an
+    engine died). `eos_token_ids` end a sample unless `params.ignore_eos`. `bad_word_ids`: each bad word as the token
+    sequences that spell it.
+    """
+
+    request_id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    eos_token_ids: list[int] = []
+    bad_word_ids: list[list[int]] = []
+    priority: int = 0
+    cache_salt: str = ""
+    tenant: str = ""
+    delivered: list[list[int]] = []
+
+
+class SampleUpdate(msgspec.Struct, frozen=True, kw_only=True):
+    """New tokens of one sample in one step. `stop_token_id`: the id that ended it (it is the last of `token_ids`)."""
+
+    request_id: str
+    index: int  # sample number, 0 .. n-1
+    token_ids: list[int]
+    logprobs: list[PositionLogprobs] | None = None
+    prompt_logprobs: list[PositionLogprobs | None] | None = None  # with the first token only; first entry None
+    cached_tokens: int | None = None  # with the first token only: prompt tokens that came from the prefix cache
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None
+    error: str | None = None

@@ -1,0 +1,138 @@
+"""What one step hands to a backend, and what comes back: flat arrays, no requests.
+
+A step is a ragged batch of R sequences with T new tokens in all; S rows of it are sampled or scored. Arrays are
+C-contiguous and of exactly the dtypes written here. Block 0 of the KV pool is the null block: never allocated, a
+target for padding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from puna.kernels.program import Program
+
+I32 = npt.NDArray[np.int32]
+F32 = npt.NDArray[np.float32]
+U64 = npt.NDArray[np.uint64]
+
+# Kinds of block moves, executed in the order given, before the forward pass.
+MOVE_COPY = 0  # pool[src] -> pool[dst] (copy-on-write)
+MOVE_OUT = 1  # pool[src] -> tier[dst] (swap out)
+MOVE_IN = 2  # tier[src] -> pool[dst] (swap in)
+
+GREEDY_BELOW = 1e-5  # a temperature under this means argmax
+
+
+@dataclass(frozen=True)
+class SampleRows:
+    """S rows to sample or score, as parallel arrays of length S.
+
+    index           int32  row of the flat batch whose logits are used; may repeat (forks of one prompt)
+    target          int32  -1: draw a token; otherwise the token to score (prompt logprobs), nothing is drawn
+    num_logprobs    int32  -1: none; k >= 0: logprob and rank of the token, and the k best
+    temperature     float32  below 1e-5: greedy
+    top_k           int32  0: off
+    top_p, min_p    float32  1.0 and 0.0: off
+    repetition, frequency, presence   float32  1.0, 0.0, 0.0: off
+    seed            uint64, position int32: key of the noise; position is where the drawn token will stand
+    history         int32 [rows, width]  token ids of sequences; `history_row` picks a row, of which the first
+                    `prompt_len` tokens are the prompt and the first `total_len` are known. Read by penalties only.
+    allowed, banned, bias: ragged lists, row s owns [start[s], start[s+1]). An empty `allowed` list allows all.
+    """
+
+    index: I32
+    target: I32
+    num_logprobs: I32
+    temperature: F32
+    top_k: I32
+    top_p: F32
+    min_p: F32
+    repetition: F32
+    frequency: F32
+    presence: F32
+    seed: U64
+    position: I32
+    history: I32
+    history_row: I32
+    prompt_len: I32
+    total_len: I32
+    allowed_start: I32
+    allowed_ids: I32
+    banned_start: I32
+    banned_ids: I32
+    bias_start: I32
+    bias_ids: I32
+    bias_values: F32
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """One step.
+
+    token_ids   int32 [T]    positions int32 [T], consecutive within a sequence
+    query_start int32 [R+1]  sequence r owns flat rows query_start[r] .. query_start[r+1] - 1
+    tables      int32 [R, M] physical block of each logical block; unused entries are 0
+    moves       int32 [N, 3] (kind, src, dst), see MOVE_*
+    """
+
+    token_ids: I32
+    positions: I32
+    query_start: I32
+    tables: I32
+    moves: I32
+    samples: SampleRows
+    want_logits: bool = False
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """tokens int32 [S] (the target where one was given); logprob float32 [S] and rank int32 [S] (1 is best), top_ids
+    int32 [S, K] and top_logprobs float32 [S, K] with K = max(num_logprobs, 0), from the raw logits, padded with -1 and
+    -inf; logits float32 [S, vocab] raw, only where asked for."""
+
+    tokens: I32
+    logprob: F32
+    rank: I32
+    top_ids: I32
+    top_logprobs: F32
+    logits: F32 | None
+
+
+@dataclass(frozen=True)
+class KVConfig:
+    """The pool: `num_blocks` blocks (null block included) of `block_size` tokens in every layer; `dtype` is "f32" or
+    "bf16"; `tier_blocks` more blocks of the same layout outside the pool, for swapping."""
+
+    num_blocks: int
+    block_size: int = 16
+    dtype: str = "bf16"
+    tier_blocks: int = 0
+
+
+class Interpreter(Protocol):
+    """A backend bound to one model: it runs steps and remembers keys and values, nothing else."""
+
+    program: Program
+    kv: KVConfig
+    batch_invariant: bool
+
+    @property
+    def fingerprint(self) -> str:
+        """Names everything that decides the bits of an answer: weights, numeric path, cache type."""
+        ...
+
+    def step(self, batch: StepBatch) -> StepOutput: ...
+
+    def progress(self) -> int:
+        """A counter that moves with every operator executed."""
+        ...
+
+
+def kv_bytes_per_block(program: Program, kv: KVConfig) -> int:
+    """Bytes that one block takes in all layers, keys and values."""
+    element = {"f32": 4, "bf16": 2}[kv.dtype]
+    return sum(2 * shape.kv_heads * shape.head_dim for shape in program.kv) * kv.block_size * element

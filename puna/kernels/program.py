@@ -1,0 +1,204 @@
+"""The operator set, and the program that a model is lowered to.
+
+A program is a straight line of operators over named buffers. A buffer holds one float32 row per token of the step's
+flat batch. The `body` runs on all T tokens of a step; the `head` runs on the S rows whose logits are wanted (its first
+input is the rows of buffer `hidden` that were selected) and leaves vocabulary-wide rows in buffer `logits`. Operators name weights; they know nothing
+of files, requests or devices. Every backend is an interpreter of this.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
+RopeStyle = Literal["interleaved", "halves"]
+
+
+@dataclass(frozen=True)
+class Embed:
+    """out[t] = weight[token_ids[t]]."""
+
+    out: str
+    weight: str
+
+
+@dataclass(frozen=True)
+class EmbedPositions:
+    """out[t] += weight[positions[t] + offset]: learned positions (GPT-2, OPT)."""
+
+    out: str
+    weight: str
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class RmsNorm:
+    """out = src / sqrt(mean(src^2) + eps) * weight, over the row or, if `group` > 0, over each run of `group` values
+    (then weight has `group` values: query and key norms)."""
+
+    src: str
+    out: str
+    weight: str
+    eps: float
+    group: int = 0
+
+
+@dataclass(frozen=True)
+class LayerNorm:
+    """out = (src - mean) / sqrt(variance + eps) * weight + bias, over the row."""
+
+    src: str
+    out: str
+    weight: str
+    bias: str | None
+    eps: float
+
+
+@dataclass(frozen=True)
+class Linear:
+    """out = src @ weight.T (+ bias), or out += ... where `accumulate`. weight: (out_features, in_features)."""
+
+    src: str
+    out: str
+    weight: str
+    bias: str | None = None
+    accumulate: bool = False
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary embedding of every head of `buffer`, in place.
+
+    The first `2 * len(inv_freq)` values of a head rotate, the rest stay. Pair i turns by positions[t] * inv_freq[i];
+    it is (2i, 2i+1) for "interleaved" and (i, i + len(inv_freq)) for "halves". cos and sin are multiplied by `scale`.
+    """
+
+    buffer: str
+    heads: int
+    head_dim: int
+    inv_freq: tuple[float, ...]
+    style: RopeStyle
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class StoreKV:
+    """Writes this step's keys and values into the KV pool of `layer`, at each token's slot."""
+
+    layer: int
+    key: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Attend:
+    """Causal attention of `query` over the sequence's cached keys and values of `layer`.
+
+    Token at position p sees keys at positions max(0, p - window + 1) .. p (all where window is 0).
+    score = softcap(scale * q.k): where softcap > 0, softcap * tanh(x / softcap). Query head h reads key head
+    h // (heads // kv_heads).
+    """
+
+    layer: int
+    query: str
+    out: str
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    window: int = 0
+    softcap: float = 0.0
+
+
+@dataclass(frozen=True)
+class Activate:
+    """out = activation(src)."""
+
+    src: str
+    out: str
+    kind: Activation
+
+
+@dataclass(frozen=True)
+class Gate:
+    """out = activation(gate) * up."""
+
+    gate: str
+    up: str
+    out: str
+    kind: Activation
+
+
+@dataclass(frozen=True)
+class Add:
+    """out += src."""
+
+    src: str
+    out: str
+
+
+@dataclass(frozen=True)
+class Scale:
+    """buffer *= factor."""
+
+    buffer: str
+    factor: float
+
+
+@dataclass(frozen=True)
+class Softcap:
+    """buffer = cap * tanh(buffer / cap)."""
+
+    buffer: str
+    cap: float
+
+
+Op = (
+    Embed
+    | EmbedPositions
+    | RmsNorm
+    | LayerNorm
+    | Linear
+    | Rope
+    | StoreKV
+    | Attend
+    | Activate
+    | Gate
+    | Add
+    | Scale
+    | Softcap
+)
+
+
+@dataclass(frozen=True)
+class KVShape:
+    """Keys and values of one layer: heads and values a head."""
+
+    kv_heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True)
+class Program:
+    """A lowered model.
+
+    `buffers` maps a buffer's name to its width in float32 values. "hidden" is what the body leaves for the head,
+    "logits" what the head leaves for sampling; "logits" has width `vocab_size`. `kv` has one entry a layer.
+    """
+
+    buffers: dict[str, int]
+    body: tuple[Op, ...]
+    head: tuple[Op, ...]
+    kv: tuple[KVShape, ...]
+    vocab_size: int
+
+    def weights(self) -> tuple[str, ...]:
+        """Names of all weights the program reads, each once, in order of first use."""
+        names: dict[str, None] = {}
+        for op in self.body + self.head:
+            for field in ("weight", "bias"):
+                name = getattr(op, field, None)
+                if name is not None:
+                    names[name] = None
+        return tuple(names)

@@ -1,0 +1,43 @@
+"""A weight as it lies in its file: element type, shape and raw bytes.
+
+Backends repack or decode these when a model is loaded. The bytes are usually a read-only view into a memory-mapped
+file, so a tensor must not outlive its file. This module knows how large each type is, not how to decode it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+# Element type -> (elements a block, bytes a block). Names are those of GGUF.
+BLOCK_SIZES: dict[str, tuple[int, int]] = {
+    "F32": (1, 4),
+    "F16": (1, 2),
+    "BF16": (1, 2),
+    "Q4_0": (32, 18),
+    "Q4_1": (32, 20),
+    "Q8_0": (32, 34),
+}
+
+
+@dataclass(frozen=True)
+class RawTensor:
+    """One named weight.
+
+    `shape` is row-major: (out_features, in_features) for a matrix, (width,) for a vector. Quantised types are cut into
+    blocks along the last axis, whose length is a multiple of the block. `data` is uint8 of shape (bytes,).
+    """
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    data: npt.NDArray[np.uint8]
+
+    @property
+    def elements(self) -> int:
+        count = 1
+        for extent in self.shape:
+            count *= extent
+        return count
