@@ -1,0 +1,80 @@
+"""The paged KV pool and causal attention over block tables, in NumPy.
+
+The pool is one array a layer: [blocks, 2, block_size, kv_heads, head_dim] (keys, then values). Position p of a
+sequence lies in block table[p // block_size], at offset p % block_size.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from puna.kernels.batch import MOVE_COPY, MOVE_OUT, KVConfig
+from puna.kernels.program import Attend, Program
+from puna.kernels.reference.operators import softcap
+
+F32 = npt.NDArray[np.float32]
+I32 = npt.NDArray[np.int32]
+
+
+class KVPool:
+    """Keys and values of all layers, and of the tier beside the pool. bf16 pools round on writing."""
+
+    def __init__(self, program: Program, kv: KVConfig) -> None:
+        self.block_size = kv.block_size
+        self.rounds = kv.dtype == "bf16"
+        self.pool = [self._layer(kv.num_blocks, s.kv_heads, s.head_dim) for s in program.kv]
+        self.tier = [self._layer(kv.tier_blocks, s.kv_heads, s.head_dim) for s in program.kv]
+
+    def _layer(self, blocks: int, kv_heads: int, head_dim: int) -> F32:
+        return np.zeros((blocks, 2, self.block_size, kv_heads, head_dim), dtype=np.float32)
+
+    def move(self, moves: I32) -> None:
+        for kind, src, dst in moves.tolist():
+            for pool, tier in zip(self.pool, self.tier, strict=True):
+                if kind == MOVE_COPY:
+                    pool[dst] = pool[src]
+                elif kind == MOVE_OUT:
+                    tier[dst] = pool[src]
+                else:
+                    pool[dst] = tier[src]
+
+    def store(self, layer: int, blocks: I32, offsets: I32, key: F32, value: F32) -> None:
+        """key, value: [T, kv_heads * head_dim], written at (blocks[t], offsets[t])."""
+        shape = (len(blocks), *self.pool[layer].shape[3:])
+        self.pool[layer][blocks, 0, offsets] = self._round(key).reshape(shape)
+        self.pool[layer][blocks, 1, offsets] = self._round(value).reshape(shape)
+
+    def gather(self, layer: int, table: I32, length: int) -> tuple[F32, F32]:
+        """Keys and values [length, kv_heads, head_dim] of the first `length` positions."""
+        blocks = self.pool[layer][table[: -(-length // self.block_size)]]
+        flat = blocks.transpose(1, 0, 2, 3, 4).reshape(2, -1, *blocks.shape[3:])
+        return flat[0, :length], flat[1, :length]
+
+    def _round(self, x: F32) -> F32:
+        return round_to_bf16(x) if self.rounds else x
+
+
+def round_to_bf16(x: F32) -> F32:
+    """Nearest bf16, ties to even, kept in float32."""
+    bits = np.ascontiguousarray(x).view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
+    return rounded.view(np.float32)
+
+
+def attend(op: Attend, query: F32, positions: I32, keys: F32, values: F32) -> F32:
+    """query: [n, heads * head_dim] of one sequence at `positions`; keys, values: [length, kv_heads, head_dim]."""
+    group = op.heads // op.kv_heads
+    q = query.reshape(-1, op.kv_heads, group, op.head_dim).transpose(1, 2, 0, 3)
+    scores = q @ keys.transpose(1, 2, 0)[:, None] * np.float32(op.scale)
+    if op.softcap > 0:
+        scores = softcap(scores, op.softcap)
+    key_positions = np.arange(len(keys), dtype=np.int32)
+    visible = key_positions[None, :] <= positions[:, None]
+    if op.window > 0:
+        visible &= key_positions[None, :] > positions[:, None] - op.window
+    scores = np.where(visible, scores, -np.inf)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    out = weights @ values.transpose(1, 0, 2)[:, None]
+    return np.ascontiguousarray(out.transpose(2, 0, 1, 3)).reshape(query.shape).astype(np.float32)

@@ -1,0 +1,142 @@
+"""Runs a program in NumPy float32: the truth that other backends are compared with.
+
+It keeps dequantised weights and a float32 (or bf16-rounded) pool. NumPy's matrix products may sum in another order
+for another batch, so it is not batch-invariant; it is exact enough to judge those that are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from puna.kernels import program as ops
+from puna.kernels.batch import KVConfig, StepBatch, StepOutput
+from puna.kernels.reference import operators
+from puna.kernels.reference.attention import KVPool, attend
+from puna.kernels.reference.dequantize import dequantize
+from puna.kernels.reference.sampling import draw, raw_logprobs
+from puna.kernels.tensor import RawTensor
+
+F32 = npt.NDArray[np.float32]
+I32 = npt.NDArray[np.int32]
+
+
+class ReferenceInterpreter:
+    """See `puna.kernels.batch.Interpreter`. `quantize_activations` rounds the inputs of matrices that are quantised
+    in the file, as the native integer path does."""
+
+    batch_invariant = False
+
+    def __init__(
+        self,
+        program: ops.Program,
+        weights: Mapping[str, RawTensor],
+        kv: KVConfig,
+        *,
+        quantize_activations: bool = False,
+    ) -> None:
+        self.program = program
+        self.kv = kv
+        self._weights = {name: dequantize(weights[name]) for name in program.weights()}
+        self._integer = {n for n in program.weights() if quantize_activations and weights[n].type.startswith("Q")}
+        self._pool = KVPool(program, kv)
+        self._progress = 0
+        digest = hashlib.sha256()
+        for name in program.weights():
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(weights[name].data[:: max(1, weights[name].data.size // 4096)]))
+        self._fingerprint = f"{digest.hexdigest()[:16]}-numpy-{kv.dtype}" + ("-int8" if quantize_activations else "")
+
+    @property
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    def progress(self) -> int:
+        return self._progress
+
+    def step(self, batch: StepBatch) -> StepOutput:
+        self._pool.move(batch.moves)
+        width = len(batch.token_ids)
+        buffers = {name: np.zeros((width, w), dtype=np.float32) for name, w in self.program.buffers.items()}
+        slots = self._slots(batch)
+        for op in self.program.body:
+            self._run(op, buffers, batch, slots)
+        index = batch.samples.index
+        for name, extent in self.program.buffers.items():
+            buffers[name] = buffers[name][index] if name != "logits" else np.zeros((len(index), extent), np.float32)
+        for op in self.program.head:
+            self._run(op, buffers, batch, slots)
+        return self._sample(batch, buffers["logits"])
+
+    def _slots(self, batch: StepBatch) -> tuple[I32, I32]:
+        rows = np.repeat(np.arange(len(batch.tables)), np.diff(batch.query_start))
+        return batch.tables[rows, batch.positions // self.kv.block_size], batch.positions % self.kv.block_size
+
+    def _run(self, op: ops.Op, buffers: dict[str, F32], batch: StepBatch, slots: tuple[I32, I32]) -> None:
+        self._progress += 1
+        w = self._weights
+        match op:
+            case ops.Embed():
+                buffers[op.out] = w[op.weight][batch.token_ids].copy()
+            case ops.EmbedPositions():
+                buffers[op.out] = buffers[op.out] + w[op.weight][batch.positions + op.offset]
+            case ops.RmsNorm():
+                buffers[op.out] = operators.rms_norm(buffers[op.src], w[op.weight], op.eps, op.group)
+            case ops.LayerNorm():
+                bias = None if op.bias is None else w[op.bias]
+                buffers[op.out] = operators.layer_norm(buffers[op.src], w[op.weight], bias, op.eps)
+            case ops.Linear():
+                product = operators.linear_quantized if op.weight in self._integer else operators.linear
+                out = product(buffers[op.src], w[op.weight], None if op.bias is None else w[op.bias])
+                buffers[op.out] = buffers[op.out] + out if op.accumulate else out
+            case ops.Rope():
+                inv_freq = np.asarray(op.inv_freq, dtype=np.float32)
+                buffers[op.buffer] = operators.rope(
+                    buffers[op.buffer], batch.positions, op.heads, op.head_dim, inv_freq, op.style, op.scale
+                )
+            case ops.StoreKV():
+                self._pool.store(op.layer, *slots, buffers[op.key], buffers[op.value])
+            case ops.Attend():
+                buffers[op.out] = self._attend(op, buffers[op.query], batch)
+            case ops.Activate():
+                buffers[op.out] = operators.activation(buffers[op.src], op.kind)
+            case ops.Gate():
+                buffers[op.out] = operators.activation(buffers[op.gate], op.kind) * buffers[op.up]
+            case ops.Add():
+                buffers[op.out] = buffers[op.out] + buffers[op.src]
+            case ops.Scale():
+                buffers[op.buffer] = buffers[op.buffer] * np.float32(op.factor)
+            case ops.Softcap():
+                buffers[op.buffer] = operators.softcap(buffers[op.buffer], op.cap)
+
+    def _attend(self, op: ops.Attend, query: F32, batch: StepBatch) -> F32:
+        out = np.zeros((len(query), op.heads * op.head_dim), dtype=np.float32)
+        for r, (start, end) in enumerate(zip(batch.query_start[:-1], batch.query_start[1:], strict=True)):
+            if start < end:
+                positions = batch.positions[start:end]
+                keys, values = self._pool.gather(op.layer, batch.tables[r], int(positions[-1]) + 1)
+                out[start:end] = attend(op, query[start:end], positions, keys, values)
+        return out
+
+    def _sample(self, batch: StepBatch, logits: F32) -> StepOutput:
+        rows = batch.samples
+        count = len(rows.index)
+        best = max(0, int(rows.num_logprobs.max(initial=0)))
+        out = StepOutput(
+            tokens=np.array([t if t >= 0 else draw(logits[s], rows, s) for s, t in enumerate(rows.target)], np.int32),
+            logprob=np.zeros(count, np.float32),
+            rank=np.zeros(count, np.int32),
+            top_ids=np.full((count, best), -1, np.int32),
+            top_logprobs=np.full((count, best), -np.inf, np.float32),
+            logits=logits.copy() if batch.want_logits else None,
+        )
+        for s in np.flatnonzero(rows.num_logprobs >= 0):
+            logprobs, token, k = raw_logprobs(logits[s]), out.tokens[s], int(rows.num_logprobs[s])
+            out.logprob[s] = logprobs[token]
+            out.rank[s] = 1 + np.count_nonzero(logits[s] > logits[s][token])
+            order = np.argsort(-logits[s], kind="stable")[:k]
+            out.top_ids[s, : len(order)], out.top_logprobs[s, : len(order)] = order, logprobs[order]
+        return out

@@ -1,0 +1,99 @@
+"""The row-wise operators in NumPy: what each means, in as few lines as it can be said.
+
+Every function takes float32 arrays with one row a token and returns a new float32 array. Attention and sampling have
+files of their own.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from puna.kernels.program import Activation, RopeStyle
+
+F32 = npt.NDArray[np.float32]
+I32 = npt.NDArray[np.int32]
+
+GROUP = 32  # values that share one scale on the integer path
+
+
+def rms_norm(x: F32, weight: F32, eps: float, group: int = 0) -> F32:
+    """x: [T, width]; over each run of `group` values, or the whole row where it is 0."""
+    grouped = x.reshape(x.shape[0], -1, group or x.shape[1])
+    mean_square = np.mean(np.square(grouped), axis=-1, keepdims=True, dtype=np.float32)
+    return (grouped / np.sqrt(mean_square + np.float32(eps)) * weight).astype(np.float32).reshape(x.shape)
+
+
+def layer_norm(x: F32, weight: F32, bias: F32 | None, eps: float) -> F32:
+    centred = x - np.mean(x, axis=-1, keepdims=True, dtype=np.float32)
+    variance = np.mean(np.square(centred), axis=-1, keepdims=True, dtype=np.float32)
+    out = centred / np.sqrt(variance + np.float32(eps)) * weight
+    return (out if bias is None else out + bias).astype(np.float32)
+
+
+def linear(x: F32, weight: F32, bias: F32 | None = None) -> F32:
+    """x: [T, in], weight: [out, in] -> [T, out]."""
+    out = x @ weight.T
+    return out if bias is None else out + bias
+
+
+def quantize_rows(x: F32) -> tuple[npt.NDArray[np.int8], F32]:
+    """Symmetric int8 per run of 32 values: x[t, g] ~ scale[t, g] * q[t, g].
+
+    Returns q int8 [T, groups, 32] and scale float32 [T, groups] = max|x| / 127; rounds half to even. The last group is
+    padded with zeros.
+    """
+    groups = -(-x.shape[1] // GROUP)
+    padded = np.zeros((x.shape[0], groups * GROUP), dtype=np.float32)
+    padded[:, : x.shape[1]] = x
+    grouped = padded.reshape(x.shape[0], groups, GROUP)
+    peak = np.max(np.abs(grouped), axis=-1)
+    scale = (peak / np.float32(127)).astype(np.float32)
+    inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale > 0)
+    q = np.rint(grouped * inverse[..., None]).astype(np.int8)
+    return q, scale
+
+
+def linear_quantized(x: F32, weight: F32, bias: F32 | None = None) -> F32:
+    """`linear` with the activations rounded as the integer path rounds them."""
+    q, scale = quantize_rows(x)
+    rounded = (q.astype(np.float32) * scale[..., None]).reshape(x.shape[0], -1)[:, : x.shape[1]]
+    return linear(rounded, weight, bias)
+
+
+def rope(x: F32, positions: I32, heads: int, head_dim: int, inv_freq: F32, style: RopeStyle, scale: float) -> F32:
+    """x: [T, heads * head_dim]; angles in float64 so that long positions keep their phase."""
+    half = len(inv_freq)
+    angle = positions[:, None].astype(np.float64) * inv_freq[None, :].astype(np.float64)
+    cos = (np.cos(angle) * scale).astype(np.float32)[:, None, :]
+    sin = (np.sin(angle) * scale).astype(np.float32)[:, None, :]
+    out = x.reshape(-1, heads, head_dim).copy()
+    if style == "interleaved":
+        first, second = out[..., 0 : 2 * half : 2].copy(), out[..., 1 : 2 * half : 2].copy()
+        out[..., 0 : 2 * half : 2], out[..., 1 : 2 * half : 2] = first * cos - second * sin, first * sin + second * cos
+    else:
+        first, second = out[..., :half].copy(), out[..., half : 2 * half].copy()
+        out[..., :half], out[..., half : 2 * half] = first * cos - second * sin, first * sin + second * cos
+    return out.reshape(x.shape)
+
+
+def activation(x: F32, kind: Activation) -> F32:
+    if kind == "silu":
+        return (x / (1 + np.exp(-x.clip(-80, None)))).astype(np.float32)
+    if kind == "gelu":
+        return (0.5 * x * (1 + _erf(x / np.sqrt(2.0)))).astype(np.float32)
+    if kind == "gelu_tanh":
+        return (0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))).astype(np.float32)
+    positive = np.maximum(x, 0)
+    return positive * positive if kind == "relu2" else positive
+
+
+def softcap(x: F32, cap: float) -> F32:
+    return (cap * np.tanh(x / np.float32(cap))).astype(np.float32)
+
+
+def _erf(x: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """NumPy has no erf; the standard library's is exact and slow."""
+    from math import erf
+
+    return np.vectorize(erf, otypes=[np.float64])(x)  # type: ignore[no-any-return]
