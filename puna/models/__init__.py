@@ -1,0 +1,1 @@
+"""Model files: their description, lowering to a program, weights, tokenizer, chat template, and finding one by name."""
