@@ -1,9 +1,9 @@
 """The operator set, and the program that a model is lowered to.
 
 A program is a straight line of operators over named buffers. A buffer holds one float32 row per token of the step's
-flat batch. The `body` runs on all T tokens of a step; the `head` runs on the S rows whose logits are wanted (its first
-input is the rows of buffer `hidden` that were selected) and leaves vocabulary-wide rows in buffer `logits`. Operators name weights; they know nothing
-of files, requests or devices. Every backend is an interpreter of this.
+flat batch. The `body` runs on all T tokens of a step; the `head` runs on the S rows whose logits are wanted (it begins
+with those rows of buffer `hidden`) and leaves vocabulary-wide rows in buffer `logits`. Operators name weights; they know
+nothing of files, requests or devices. Every backend is an interpreter of this.
 """
 
 from __future__ import annotations

@@ -1,0 +1,509 @@
+#include "executor.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+
+#include "numeric.hpp"
+
+namespace puna {
+
+namespace {
+
+constexpr int64_t HEAD_ROWS = 32;      // rows whose logits are held at one time
+constexpr int64_t ATTEND_TOKENS = 16;  // tokens of one sequence in one work item
+
+const KernelTable* choose_path(const std::string& name) {
+  const Paths paths = available_paths();
+  if (name == "auto") return paths.tables[0];
+  std::string known;
+  for (int i = 0; i < paths.count; ++i) {
+    if (name == paths.tables[i]->name) return paths.tables[i];
+    known += std::string(i ? ", " : "") + paths.tables[i]->name;
+  }
+  throw std::invalid_argument("instruction path '" + name + "' cannot run here; this machine runs: auto, " + known);
+}
+
+[[noreturn]] void out_of_range(const char* what, int64_t at, int64_t found, int64_t limit) {
+  throw std::invalid_argument(std::string(what) + "[" + std::to_string(at) + "] is " + std::to_string(found) +
+                              "; allowed: 0 to " + std::to_string(limit - 1));
+}
+
+void check_all(const char* what, const int32_t* values, int64_t count, int64_t limit) {
+  for (int64_t i = 0; i < count; ++i)
+    if (values[i] < 0 || values[i] >= limit) out_of_range(what, i, values[i], limit);
+}
+
+void check_ragged(const char* what, const int32_t* start, const int32_t* ids, int64_t count, int64_t vocab) {
+  if (start[0] != 0) out_of_range(what, 0, start[0], 1);
+  for (int64_t s = 0; s < count; ++s)
+    if (start[s + 1] < start[s]) out_of_range(what, s + 1, start[s + 1], start[s]);
+  check_all(what, ids, start[count], vocab);
+}
+
+}  // namespace
+
+Executor::Executor(const std::string& path, int threads)
+    : kernels_(choose_path(path)),
+      pool_(std::clamp(threads, 1, 256)),
+      attend_scratch_(static_cast<size_t>(pool_.threads())),
+      sample_scratch_(static_cast<size_t>(pool_.threads())) {}
+
+int Executor::add_weight(const std::string& type_name, const uint8_t* raw, size_t bytes, int64_t rows, int64_t width,
+                         bool matrix, bool integer) {
+  const FileType type = file_type(type_name);
+  if (rows <= 0 || width <= 0 || row_bytes(type, width) * static_cast<size_t>(rows) != bytes)
+    throw std::invalid_argument("the bytes of a weight do not match its shape");
+  auto weight = std::make_unique<Weight>();
+  weight->type = type;
+  weight->raw = raw;
+  weight->rows = rows;
+  weight->width = width;
+  if (matrix) {
+    Matrix& m = weight->matrix;
+    m.layout = packed_layout(type, integer);
+    m.out_features = rows;
+    m.in_features = width;
+    m.panel_bytes = panel_bytes(m.layout, width);
+    weight->panels = Region(m.panel_bytes * static_cast<size_t>(m.panel_count()));
+    m.panels = weight->panels.data();
+    pool_.run(m.panel_count(), 4, [&](int64_t first, int64_t last, int) {
+      pack_panels(type, m.layout, raw, rows, width, first, last, weight->panels.data());
+    });
+  } else if (rows == 1) {
+    weight->vector.resize(static_cast<size_t>(width));
+    decode_row(type, raw, width, weight->vector.data());
+  }
+  weights_.push_back(std::move(weight));
+  return static_cast<int>(weights_.size()) - 1;
+}
+
+void Executor::bind(std::vector<int64_t> buffer_widths, std::vector<Op> body, std::vector<Op> head,
+                    std::vector<KVLayer> layers, int hidden, int logits, PoolConfig config) {
+  widths_ = std::move(buffer_widths);
+  body_ = std::move(body);
+  head_ = std::move(head);
+  layers_ = std::move(layers);
+  hidden_ = hidden;
+  logits_ = logits;
+  config_ = config;
+  if (config_.block_size <= 0 || config_.block_size % 16 != 0)
+    throw std::invalid_argument("block_size is " + std::to_string(config_.block_size) + "; it is a multiple of 16");
+  if (config_.num_blocks < 2) throw std::invalid_argument("the pool needs at least two blocks");
+  kv_.clear();
+  for (const KVLayer& layer : layers_) {
+    if (layer.head_dim <= 0 || layer.head_dim % 16 != 0)
+      throw std::invalid_argument("head_dim is " + std::to_string(layer.head_dim) + "; the native core takes multiples of 16");
+    const size_t block = static_cast<size_t>(2 * layer.head_dim * config_.block_size) * (config_.bf16 ? 2 : 4);
+    const size_t a_block_id = block * static_cast<size_t>(layer.kv_heads);
+    kv_.push_back({Region(a_block_id * static_cast<size_t>(config_.num_blocks)),
+                   Region(a_block_id * static_cast<size_t>(config_.tier_blocks)), block});
+  }
+  rotations_.clear();
+  plan(body_);
+  plan(head_);
+  body_buffers_.assign(widths_.size(), {});
+  head_buffers_.assign(widths_.size(), {});
+  for (size_t b = 0; b < widths_.size(); ++b)
+    head_buffers_[b].resize(static_cast<size_t>(HEAD_ROWS * widths_[b]));
+}
+
+// Marks which linear must round its input first (the others find it rounded already), and shares tables of rotation.
+void Executor::plan(std::vector<Op>& ops) {
+  int rounded = -1;  // the buffer whose rounded rows are in quantized_
+  for (Op& op : ops) {
+    check_op(op);
+    if (op.kind == OpKind::linear) {
+      const bool integer = weights_[static_cast<size_t>(op.ints[2])]->matrix.layout != Layout::float32;
+      op.quantize_input = integer && rounded != op.ints[0];
+      if (integer) rounded = static_cast<int>(op.ints[0]);
+      if (op.ints[1] == rounded) rounded = -1;
+      continue;
+    }
+    // Every other operator names the buffer it writes first.
+    if (op.kind != OpKind::store_kv && op.ints[0] == rounded) rounded = -1;
+    if (op.kind == OpKind::rope) {
+      const std::vector<float> inv_freq(op.floats.begin() + 1, op.floats.end());
+      for (size_t i = 0; i < rotations_.size(); ++i)
+        if (rotations_[i].inv_freq == inv_freq && rotations_[i].factor == op.floats[0]) op.rope_table = static_cast<int>(i);
+      if (op.rope_table < 0) {
+        op.rope_table = static_cast<int>(rotations_.size());
+        rotations_.push_back({inv_freq, op.floats[0], {}, {}});
+      }
+    }
+  }
+}
+
+void Executor::check_op(const Op& op) const {
+  const auto require = [](bool good) {
+    if (!good) throw std::invalid_argument("the program does not fit its buffers or weights");
+  };
+  const auto width = [&](size_t i) {
+    require(i < op.ints.size() && op.ints[i] >= 0 && op.ints[i] < static_cast<int64_t>(widths_.size()));
+    return widths_[static_cast<size_t>(op.ints[i])];
+  };
+  const auto weight = [&](size_t i) -> const Weight& {
+    require(i < op.ints.size() && op.ints[i] >= 0 && op.ints[i] < static_cast<int64_t>(weights_.size()));
+    return *weights_[static_cast<size_t>(op.ints[i])];
+  };
+  switch (op.kind) {
+    case OpKind::embed:
+    case OpKind::embed_positions: require(weight(1).width == width(0)); break;
+    case OpKind::rms_norm:
+      require(width(0) == width(1) && static_cast<int64_t>(weight(2).vector.size()) == (op.ints[3] ? op.ints[3] : width(0)));
+      require(op.ints[3] == 0 || width(0) % op.ints[3] == 0);
+      break;
+    case OpKind::layer_norm:
+      require(width(0) == width(1) && static_cast<int64_t>(weight(2).vector.size()) == width(0));
+      require(op.ints[3] < 0 || static_cast<int64_t>(weight(3).vector.size()) == width(0));
+      break;
+    case OpKind::linear:
+      require(weight(2).matrix.in_features == width(0) && weight(2).matrix.out_features == width(1));
+      require(op.ints[3] < 0 || static_cast<int64_t>(weight(3).vector.size()) == width(1));
+      require(op.ints[0] != op.ints[1]);
+      break;
+    case OpKind::rope:
+      require(width(0) == op.ints[1] * op.ints[2] && 2 * static_cast<int64_t>(op.floats.size() - 1) <= op.ints[2]);
+      break;
+    case OpKind::store_kv: {
+      require(op.ints[0] >= 0 && op.ints[0] < static_cast<int64_t>(layers_.size()));
+      const KVLayer& layer = layers_[static_cast<size_t>(op.ints[0])];
+      require(width(1) == layer.kv_heads * layer.head_dim && width(2) == width(1));
+      break;
+    }
+    case OpKind::attend: {
+      require(op.ints[2] >= 0 && op.ints[2] < static_cast<int64_t>(layers_.size()));
+      const KVLayer& layer = layers_[static_cast<size_t>(op.ints[2])];
+      require(op.ints[4] == layer.kv_heads && op.ints[5] == layer.head_dim && op.ints[3] % op.ints[4] == 0);
+      require(width(1) == op.ints[3] * op.ints[5] && width(0) == width(1) && op.ints[0] != op.ints[1]);
+      break;
+    }
+    case OpKind::activate: require(width(0) == width(1)); break;
+    case OpKind::gate: require(width(0) == width(1) && width(0) == width(2)); break;
+    case OpKind::add: require(width(0) == width(1)); break;
+    case OpKind::scale:
+    case OpKind::softcap: width(0); break;
+  }
+}
+
+size_t Executor::packed_bytes() const {
+  size_t total = 0;
+  for (const auto& weight : weights_) total += weight->panels.size() + weight->vector.size() * sizeof(float);
+  return total;
+}
+
+void Executor::check(const StepView& v) const {
+  const int64_t vocab = widths_[static_cast<size_t>(logits_)];
+  check_all("token_ids", v.token_ids, v.tokens, vocab);
+  if (v.query_start[0] != 0 || v.query_start[v.sequences] != v.tokens)
+    throw std::invalid_argument("query_start must begin at 0 and end at the number of tokens");
+  check_all("tables", v.tables, v.sequences * v.table_width, config_.num_blocks);
+  for (int64_t r = 0; r < v.sequences; ++r) {
+    const int32_t begin = v.query_start[r], end = v.query_start[r + 1];
+    if (end < begin || end > v.tokens) out_of_range("query_start", r + 1, end, v.tokens + 1);
+    check_all("positions", v.positions + begin, end - begin, v.table_width * config_.block_size);
+    for (int32_t t = begin + 1; t < end; ++t)
+      if (v.positions[t] != v.positions[t - 1] + 1) throw std::invalid_argument("positions of a sequence are not consecutive");
+  }
+  for (int64_t i = 0; i < v.moves_count; ++i) {
+    const int32_t* move = v.moves + 3 * i;
+    if (move[0] < 0 || move[0] > 2) out_of_range("moves", i, move[0], 3);
+    if (move[1] < 0 || move[1] >= (move[0] == 2 ? config_.tier_blocks : config_.num_blocks))
+      out_of_range("moves", i, move[1], config_.num_blocks);
+    if (move[2] < 0 || move[2] >= (move[0] == 1 ? config_.tier_blocks : config_.num_blocks))
+      out_of_range("moves", i, move[2], config_.num_blocks);
+  }
+  const SampleView& s = v.samples;
+  check_all("samples.index", s.index, s.count, v.tokens);
+  for (int64_t i = 0; i < s.count; ++i) {
+    if (s.target[i] >= vocab) out_of_range("samples.target", i, s.target[i], vocab);
+    if (s.num_logprobs[i] > v.out.top_width) out_of_range("samples.num_logprobs", i, s.num_logprobs[i], v.out.top_width + 1);
+    const bool penalised = s.repetition[i] != 1.0f || s.frequency[i] != 0.0f || s.presence[i] != 0.0f;
+    if (penalised) {
+      if (s.total_len[i] < 0 || s.total_len[i] > s.history_width) out_of_range("samples.total_len", i, s.total_len[i], s.history_width + 1);
+      if (s.history_row[i] < 0) out_of_range("samples.history_row", i, s.history_row[i], 1);
+      check_all("samples.history", s.history + s.history_row[i] * s.history_width, s.total_len[i], vocab);
+    }
+  }
+  check_ragged("samples.allowed", s.allowed_start, s.allowed_ids, s.count, vocab);
+  check_ragged("samples.banned", s.banned_start, s.banned_ids, s.count, vocab);
+  check_ragged("samples.bias", s.bias_start, s.bias_ids, s.count, vocab);
+}
+
+void Executor::step(const StepView& view) {
+  check(view);
+  move_blocks(view);
+  for (size_t b = 0; b < widths_.size(); ++b) {
+    const size_t wanted = static_cast<size_t>(view.tokens * widths_[b]);
+    if (static_cast<int>(b) != logits_ && body_buffers_[b].size() < wanted) body_buffers_[b].resize(wanted);
+  }
+  sequence_of_.resize(static_cast<size_t>(view.tokens));
+  for (int64_t r = 0; r < view.sequences; ++r)
+    std::fill(sequence_of_.begin() + view.query_start[r], sequence_of_.begin() + view.query_start[r + 1], static_cast<int32_t>(r));
+  make_rotations(view);
+  for (const Op& op : body_) run(op, body_buffers_, view.tokens, view);
+  run_head(view);
+}
+
+void Executor::run_head(const StepView& view) {
+  const int64_t width = widths_[static_cast<size_t>(hidden_)];
+  const int64_t vocab = widths_[static_cast<size_t>(logits_)];
+  float* logits = head_buffers_[static_cast<size_t>(logits_)].data();
+  for (int64_t first = 0; first < view.samples.count; first += HEAD_ROWS) {
+    const int64_t rows = std::min(HEAD_ROWS, view.samples.count - first);
+    for (int64_t i = 0; i < rows; ++i)
+      std::memcpy(head_buffers_[static_cast<size_t>(hidden_)].data() + i * width,
+                  body_buffers_[static_cast<size_t>(hidden_)].data() + view.samples.index[first + i] * width,
+                  sizeof(float) * static_cast<size_t>(width));
+    for (const Op& op : head_) run(op, head_buffers_, rows, view);
+    pool_.run(rows, 1, [&](int64_t begin, int64_t end, int thread) {
+      for (int64_t i = begin; i < end; ++i)
+        sample_row(*kernels_, view.samples, first + i, logits + i * vocab, vocab,
+                   sample_scratch_[static_cast<size_t>(thread)], view.out);
+    });
+    if (view.logits)
+      std::memcpy(view.logits + first * vocab, logits, sizeof(float) * static_cast<size_t>(rows * vocab));
+    progress_->fetch_add(1, std::memory_order_relaxed);
+  }
+}
+
+void Executor::move_blocks(const StepView& view) {
+  for (int64_t i = 0; i < view.moves_count; ++i) {
+    const int32_t* move = view.moves + 3 * i;
+    for (size_t l = 0; l < kv_.size(); ++l) {
+      const LayerPool& layer = kv_[l];
+      for (int64_t h = 0; h < layers_[l].kv_heads; ++h) {
+        const auto block = [&](bool in_tier, int32_t id) {
+          const int64_t count = in_tier ? config_.tier_blocks : config_.num_blocks;
+          return (in_tier ? layer.tier : layer.pool).data() + static_cast<size_t>(h * count + id) * layer.block_bytes;
+        };
+        if (move[1] != move[2] || move[0] != 0)
+          std::memcpy(block(move[0] == 1, move[2]), block(move[0] == 2, move[1]), layer.block_bytes);
+      }
+    }
+    progress_->fetch_add(1, std::memory_order_relaxed);
+  }
+}
+
+void Executor::make_rotations(const StepView& view) {
+  for (Rotation& r : rotations_) {
+    const int64_t pairs = static_cast<int64_t>(r.inv_freq.size());
+    r.cos.resize(static_cast<size_t>(view.tokens * pairs));
+    r.sin.resize(static_cast<size_t>(view.tokens * pairs));
+    each_row(view.tokens, [&](int64_t t) {
+      for (int64_t i = 0; i < pairs; ++i) {
+        const double angle = static_cast<double>(view.positions[t]) * static_cast<double>(r.inv_freq[static_cast<size_t>(i)]);
+        r.cos[static_cast<size_t>(t * pairs + i)] = static_cast<float>(std::cos(angle) * r.factor);
+        r.sin[static_cast<size_t>(t * pairs + i)] = static_cast<float>(std::sin(angle) * r.factor);
+      }
+    });
+  }
+}
+
+// Few rows are quicker on the calling thread than through the pool.
+template <class Body>
+void Executor::each_row(int64_t rows, Body body) {
+  constexpr int64_t GRAIN = 4;
+  pool_.run(rows, GRAIN, [&](int64_t first, int64_t last, int) {
+    for (int64_t t = first; t < last; ++t) body(t);
+  });
+}
+
+void Executor::run(const Op& op, std::vector<std::vector<float>>& buffers, int64_t rows, const StepView& view) {
+  const auto buffer = [&](size_t i) { return buffers[static_cast<size_t>(op.ints[i])].data(); };
+  const auto width = [&](size_t i) { return widths_[static_cast<size_t>(op.ints[i])]; };
+  const auto vector = [&](size_t i) {
+    return op.ints[i] < 0 ? nullptr : weights_[static_cast<size_t>(op.ints[i])]->vector.data();
+  };
+  switch (op.kind) {
+    case OpKind::embed: embed(op, buffer(0), rows, view, false); break;
+    case OpKind::embed_positions: embed(op, buffer(0), rows, view, true); break;
+    case OpKind::rms_norm: {
+      const int64_t group = op.ints[3] ? op.ints[3] : width(0);
+      const int64_t groups = width(0) / group;
+      each_row(rows, [&](int64_t t) {
+        for (int64_t g = t * groups; g < (t + 1) * groups; ++g)
+          kernels_->rms_norm(buffer(1) + g * group, vector(2), buffer(0) + g * group, group, op.floats[0]);
+      });
+      break;
+    }
+    case OpKind::layer_norm:
+      each_row(rows, [&](int64_t t) {
+        kernels_->layer_norm(buffer(1) + t * width(0), vector(2), vector(3), buffer(0) + t * width(0), width(0), op.floats[0]);
+      });
+      break;
+    case OpKind::linear: linear(op, buffer(0), buffer(1), rows); break;
+    case OpKind::rope: rope(op, buffer(0), rows); break;
+    case OpKind::store_kv: store_kv(op, buffer(1), buffer(2), view); break;
+    case OpKind::attend: attend(op, buffer(1), buffer(0), view); break;
+    case OpKind::activate:
+      each_row(rows, [&](int64_t t) {
+        kernels_->gate(buffer(1) + t * width(0), nullptr, buffer(0) + t * width(0), width(0), static_cast<int>(op.ints[2]));
+      });
+      break;
+    case OpKind::gate:
+      each_row(rows, [&](int64_t t) {
+        const int64_t at = t * width(0);
+        kernels_->gate(buffer(1) + at, buffer(2) + at, buffer(0) + at, width(0), static_cast<int>(op.ints[3]));
+      });
+      break;
+    case OpKind::add:
+      each_row(rows, [&](int64_t t) { kernels_->add(buffer(1) + t * width(0), buffer(0) + t * width(0), width(0)); });
+      break;
+    case OpKind::scale:
+      each_row(rows, [&](int64_t t) {
+        for (int64_t i = t * width(0); i < (t + 1) * width(0); ++i) buffer(0)[i] *= op.floats[0];
+      });
+      break;
+    case OpKind::softcap:
+      each_row(rows, [&](int64_t t) {
+        for (int64_t i = t * width(0); i < (t + 1) * width(0); ++i)
+          buffer(0)[i] = op.floats[0] * std::tanh(buffer(0)[i] / op.floats[0]);
+      });
+      break;
+  }
+  progress_->fetch_add(1, std::memory_order_relaxed);
+}
+
+void Executor::embed(const Op& op, float* out, int64_t rows, const StepView& view, bool positions) {
+  const Weight& weight = *weights_[static_cast<size_t>(op.ints[1])];
+  const size_t stride = row_bytes(weight.type, weight.width);
+  const int64_t limit = weight.rows;
+  for (int64_t t = 0; t < rows; ++t) {
+    const int64_t row = positions ? view.positions[t] + op.ints[2] : view.token_ids[t];
+    if (row >= limit) out_of_range(positions ? "positions" : "token_ids", t, row, limit);
+  }
+  each_row(rows, [&](int64_t t) {
+    const int64_t row = positions ? view.positions[t] + op.ints[2] : view.token_ids[t];
+    const uint8_t* raw = weight.raw + static_cast<size_t>(row) * stride;
+    if (!positions) return decode_row(weight.type, raw, weight.width, out + t * weight.width);
+    std::vector<float> values(static_cast<size_t>(weight.width));
+    decode_row(weight.type, raw, weight.width, values.data());
+    kernels_->add(values.data(), out + t * weight.width, weight.width);
+  });
+}
+
+void Executor::linear(const Op& op, const float* x, float* out, int64_t rows) {
+  const Weight& weight = *weights_[static_cast<size_t>(op.ints[2])];
+  const Matrix& m = weight.matrix;
+  LinearArgs args{};
+  args.matrix = &m;
+  args.x = x;
+  args.rows = rows;
+  args.bias = op.ints[3] < 0 ? nullptr : weights_[static_cast<size_t>(op.ints[3])]->vector.data();
+  args.out = out;
+  args.accumulate = op.ints[4] != 0;
+  args.first_group = broken_order_ ? rows % m.groups() : 0;
+  if (op.quantize_input) {
+    const size_t groups = static_cast<size_t>(rows * m.groups());
+    if (quantized_.scale.size() < groups) {
+      quantized_.q.resize(groups * GROUP);
+      quantized_.scale.resize(groups);
+      quantized_.sum.resize(groups);
+    }
+    each_row(rows, [&](int64_t t) {
+      const int64_t at = t * m.groups();
+      kernels_->quantize(x + t * m.in_features, m.in_features, quantized_.q.data() + at * GROUP,
+                         quantized_.scale.data() + at, quantized_.sum.data() + at);
+    });
+  }
+  args.quantized = {quantized_.q.data(), quantized_.scale.data(), quantized_.sum.data()};
+  const int64_t panels = m.panel_count();
+  const int64_t grain = std::max<int64_t>(1, panels / (pool_.threads() * 8));
+  pool_.run(panels, grain, [&](int64_t first, int64_t last, int) { kernels_->linear(args, first, last); });
+}
+
+void Executor::rope(const Op& op, float* x, int64_t rows) {
+  const int64_t heads = op.ints[1], head_dim = op.ints[2];
+  const bool interleaved = op.ints[3] == 0;
+  const Rotation& table = rotations_[static_cast<size_t>(op.rope_table)];
+  const int64_t pairs = static_cast<int64_t>(table.inv_freq.size());
+  each_row(rows, [&](int64_t t) {
+    const float* cos = table.cos.data() + t * pairs;
+    const float* sin = table.sin.data() + t * pairs;
+    for (int64_t h = 0; h < heads; ++h) {
+      float* head = x + (t * heads + h) * head_dim;
+      for (int64_t i = 0; i < pairs; ++i) {
+        float& a = head[interleaved ? 2 * i : i];
+        float& b = head[interleaved ? 2 * i + 1 : i + pairs];
+        const float turned = a * cos[i] - b * sin[i];
+        b = a * sin[i] + b * cos[i];
+        a = turned;
+      }
+    }
+  });
+}
+
+void Executor::store_kv(const Op& op, const float* key, const float* value, const StepView& view) {
+  const size_t l = static_cast<size_t>(op.ints[0]);
+  const KVLayer& layer = layers_[l];
+  const int64_t block_size = config_.block_size;
+  const int64_t dim = layer.head_dim;
+  each_row(view.tokens, [&](int64_t t) {
+    const int64_t position = view.positions[t];
+    const int32_t* table = view.tables + sequence_of_[static_cast<size_t>(t)] * view.table_width;
+    const int64_t id = table[position / block_size];
+    const int64_t slot = position % block_size;
+    for (int64_t h = 0; h < layer.kv_heads; ++h) {
+      uint8_t* block = kv_[l].pool.data() + static_cast<size_t>(h * config_.num_blocks + id) * kv_[l].block_bytes;
+      const float* k = key + (t * layer.kv_heads + h) * dim;
+      const float* v = value + (t * layer.kv_heads + h) * dim;
+      if (config_.bf16) {
+        uint16_t* keys = reinterpret_cast<uint16_t*>(block);
+        uint16_t* values = keys + dim * block_size + slot * dim;
+        for (int64_t d = 0; d < dim; ++d) {
+          keys[(d / 2 * block_size + slot) * 2 + d % 2] = float_to_bf16(k[d]);
+          values[d] = float_to_bf16(v[d]);
+        }
+      } else {
+        float* keys = reinterpret_cast<float*>(block);
+        for (int64_t d = 0; d < dim; ++d) keys[d * block_size + slot] = k[d];
+        std::memcpy(keys + dim * block_size + slot * dim, v, sizeof(float) * static_cast<size_t>(dim));
+      }
+    }
+  });
+}
+
+void Executor::attend(const Op& op, const float* query, float* out, const StepView& view) {
+  const size_t l = static_cast<size_t>(op.ints[2]);
+  const int64_t heads = op.ints[3], kv_heads = op.ints[4], dim = op.ints[5];
+  // Work items: a run of tokens of one sequence, for one key head. Tokens go by sixteen from the first of the batch;
+  // where an item is cut by the end of a sequence it is walked in pieces.
+  const int64_t runs = (view.tokens + ATTEND_TOKENS - 1) / ATTEND_TOKENS;
+  pool_.run(runs * kv_heads, 1, [&](int64_t first, int64_t last, int thread) {
+    std::vector<float>& scratch = attend_scratch_[static_cast<size_t>(thread)];
+    scratch.resize(static_cast<size_t>(4 * (dim + 16)));
+    for (int64_t item = first; item < last; ++item) {
+      const int64_t h = item % kv_heads;
+      // Late tokens have the longest context: they go first.
+      const int64_t run_start = (runs - 1 - item / kv_heads) * ATTEND_TOKENS;
+      const int64_t run_end = std::min(run_start + ATTEND_TOKENS, view.tokens);
+      for (int64_t t = run_start; t < run_end;) {
+        const int32_t r = sequence_of_[static_cast<size_t>(t)];
+        const int64_t end = std::min<int64_t>(view.query_start[r + 1], run_end);
+        AttendArgs args{};
+        args.query = query + (t * heads + h * (heads / kv_heads)) * dim;
+        args.out = out + (t * heads + h * (heads / kv_heads)) * dim;
+        args.query_stride = heads * dim;
+        args.positions = view.positions + t;
+        args.rows = end - t;
+        args.table = view.tables + r * view.table_width;
+        args.head_pool = kv_[l].pool.data() + static_cast<size_t>(h * config_.num_blocks) * kv_[l].block_bytes;
+        args.block_bytes = kv_[l].block_bytes;
+        args.block_size = config_.block_size;
+        args.group = static_cast<int>(heads / kv_heads);
+        args.head_dim = static_cast<int>(dim);
+        args.bf16 = config_.bf16;
+        args.scale = op.floats[0];
+        args.window = static_cast<int>(op.ints[6]);
+        args.softcap = op.floats[1];
+        args.scratch = scratch.data();
+        kernels_->attend(args);
+        t = end;
+      }
+    }
+  });
+}
+
+}  // namespace puna

@@ -1,0 +1,305 @@
+// The thin layer over an instruction set: sixteen float lanes, sixteen int32 lanes, sixty-four bytes.
+//
+// Each instruction path compiles the kernels once with PUNA_PATH naming it: 512 (AVX-512 with VNNI), 256 (AVX2, FMA,
+// F16C) or 0 (any C++ compiler). Everything is static and in a namespace of the path, so that no code compiled for a
+// newer processor can be linked into an older path. A lane always belongs to one output value, so the order of a sum
+// is the same on every path; only the portable path rounds the product of a multiply-add.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "numeric.hpp"
+
+#if PUNA_PATH == 512 || PUNA_PATH == 256
+#include <immintrin.h>
+#endif
+
+#if PUNA_PATH == 512
+#define PUNA_NS path_avx512
+#elif PUNA_PATH == 256
+#define PUNA_NS path_avx2
+#else
+#define PUNA_NS path_portable
+#endif
+
+namespace puna::PUNA_NS {
+
+constexpr int LANES = 16;
+
+#if PUNA_PATH == 512
+
+struct VF { __m512 v; };
+struct VI { __m512i v; };
+struct VB { __m512i v; };  // 64 bytes: lane i holds bytes 4i .. 4i+3
+
+static inline VF zero() { return {_mm512_setzero_ps()}; }
+static inline VF set1(float x) { return {_mm512_set1_ps(x)}; }
+static inline VF load(const float* p) { return {_mm512_loadu_ps(p)}; }
+static inline void store(float* p, VF a) { _mm512_storeu_ps(p, a.v); }
+static inline VF add(VF a, VF b) { return {_mm512_add_ps(a.v, b.v)}; }
+static inline VF sub(VF a, VF b) { return {_mm512_sub_ps(a.v, b.v)}; }
+static inline VF mul(VF a, VF b) { return {_mm512_mul_ps(a.v, b.v)}; }
+static inline VF div(VF a, VF b) { return {_mm512_div_ps(a.v, b.v)}; }
+static inline VF max(VF a, VF b) { return {_mm512_max_ps(a.v, b.v)}; }
+static inline VF min(VF a, VF b) { return {_mm512_min_ps(a.v, b.v)}; }
+static inline VF fma(VF a, VF b, VF c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+static inline VF round_even(VF a) {
+  return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+static inline VF absolute(VF a) { return {_mm512_abs_ps(a.v)}; }
+static inline VF scale_by_power_of_two(VF a, VF n) { return {_mm512_scalef_ps(a.v, n.v)}; }
+static inline VF load_half(const uint16_t* p) {
+  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+static inline VF load_bf16(const uint16_t* p) {
+  const __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16))};
+}
+// Sixteen pairs of bf16: the first and the second of each pair.
+static inline void load_bf16_pairs(const uint16_t* p, VF& first, VF& second) {
+  const __m512i both = _mm512_loadu_si512(p);
+  first.v = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+  second.v = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+}
+// Lanes with low <= lane < high keep their value, the others become `other`.
+static inline VF keep_lanes(VF a, int low, int high, float other) {
+  const unsigned mask = ((1u << high) - 1u) & ~((1u << low) - 1u);
+  return {_mm512_mask_blend_ps(static_cast<__mmask16>(mask), _mm512_set1_ps(other), a.v)};
+}
+
+static inline VI zero_int() { return {_mm512_setzero_si512()}; }
+static inline VI set1_int(int32_t x) { return {_mm512_set1_epi32(x)}; }
+static inline VI add_int(VI a, VI b) { return {_mm512_add_epi32(a.v, b.v)}; }
+static inline VF to_float(VI a) { return {_mm512_cvtepi32_ps(a.v)}; }
+static inline VB load_bytes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+static inline VB low_nibbles(VB a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(15))}; }
+static inline VB high_nibbles(VB a) {
+  return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))};
+}
+// Per lane: sum + the dot product of four unsigned bytes (at most 15) with the four signed bytes of `four`.
+static inline VI dot_nibbles(VI sum, VB bytes, int32_t four) {
+  return {_mm512_dpbusd_epi32(sum.v, bytes.v, _mm512_set1_epi32(four))};
+}
+// The same for bytes up to 255.
+static inline VI dot_bytes(VI sum, VB bytes, int32_t four) { return dot_nibbles(sum, bytes, four); }
+
+#elif PUNA_PATH == 256
+
+struct VF { __m256 a, b; };
+struct VI { __m256i a, b; };
+struct VB { __m256i a, b; };
+
+static inline VF zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+static inline VF set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+static inline VF load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+static inline void store(float* p, VF x) {
+  _mm256_storeu_ps(p, x.a);
+  _mm256_storeu_ps(p + 8, x.b);
+}
+static inline VF add(VF x, VF y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
+static inline VF sub(VF x, VF y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
+static inline VF mul(VF x, VF y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
+static inline VF div(VF x, VF y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
+static inline VF max(VF x, VF y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
+static inline VF min(VF x, VF y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
+static inline VF fma(VF x, VF y, VF z) {
+  return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
+}
+static inline VF round_even(VF x) {
+  constexpr int mode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  return {_mm256_round_ps(x.a, mode), _mm256_round_ps(x.b, mode)};
+}
+static inline VF absolute(VF x) {
+  const __m256 sign = _mm256_set1_ps(-0.0f);
+  return {_mm256_andnot_ps(sign, x.a), _mm256_andnot_ps(sign, x.b)};
+}
+static inline __m256 scale_half(__m256 x, __m256 n) {
+  // 2^n through the exponent field; n is whole and -126 or more.
+  const __m256i e = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+  return _mm256_mul_ps(x, _mm256_castsi256_ps(e));
+}
+static inline VF scale_by_power_of_two(VF x, VF n) { return {scale_half(x.a, n.a), scale_half(x.b, n.b)}; }
+static inline VF load_half(const uint16_t* p) {
+  return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
+          _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)))};
+}
+static inline __m256 widen_bf16(const uint16_t* p) {
+  const __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+}
+static inline VF load_bf16(const uint16_t* p) { return {widen_bf16(p), widen_bf16(p + 8)}; }
+static inline void load_bf16_pairs(const uint16_t* p, VF& first, VF& second) {
+  const __m256i high = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
+  const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 16));
+  first = {_mm256_castsi256_ps(_mm256_slli_epi32(a, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(b, 16))};
+  second = {_mm256_castsi256_ps(_mm256_and_si256(a, high)), _mm256_castsi256_ps(_mm256_and_si256(b, high))};
+}
+static inline VF keep_lanes(VF x, int low, int high, float other) {
+  float lanes[LANES];
+  store(lanes, x);
+  for (int i = 0; i < LANES; ++i)
+    if (i < low || i >= high) lanes[i] = other;
+  return load(lanes);
+}
+
+static inline VI zero_int() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+static inline VI set1_int(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+static inline VI add_int(VI x, VI y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
+static inline VF to_float(VI x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
+static inline VB load_bytes(const uint8_t* p) {
+  return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
+          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32))};
+}
+static inline VB low_nibbles(VB x) {
+  const __m256i m = _mm256_set1_epi8(15);
+  return {_mm256_and_si256(x.a, m), _mm256_and_si256(x.b, m)};
+}
+static inline VB high_nibbles(VB x) {
+  const __m256i m = _mm256_set1_epi8(15);
+  return {_mm256_and_si256(_mm256_srli_epi16(x.a, 4), m), _mm256_and_si256(_mm256_srli_epi16(x.b, 4), m)};
+}
+// Two unsigned bytes of at most 127 times two signed ones never overflow 16 bits.
+static inline __m256i dot_half(__m256i bytes, __m256i four) {
+  return _mm256_madd_epi16(_mm256_maddubs_epi16(bytes, four), _mm256_set1_epi16(1));
+}
+static inline VI dot_nibbles(VI sum, VB x, int32_t four) {
+  const __m256i f = _mm256_set1_epi32(four);
+  return {_mm256_add_epi32(sum.a, dot_half(x.a, f)), _mm256_add_epi32(sum.b, dot_half(x.b, f))};
+}
+// Bytes up to 255 go in two parts, the low seven bits and the top bit, so that nothing saturates.
+static inline __m256i dot_full(__m256i bytes, __m256i four) {
+  const __m256i low = _mm256_and_si256(bytes, _mm256_set1_epi8(127));
+  const __m256i top = _mm256_and_si256(_mm256_srli_epi16(bytes, 7), _mm256_set1_epi8(1));
+  return _mm256_add_epi32(dot_half(low, four), _mm256_slli_epi32(dot_half(top, four), 7));
+}
+static inline VI dot_bytes(VI sum, VB x, int32_t four) {
+  const __m256i f = _mm256_set1_epi32(four);
+  return {_mm256_add_epi32(sum.a, dot_full(x.a, f)), _mm256_add_epi32(sum.b, dot_full(x.b, f))};
+}
+
+#else
+
+struct VF { float v[LANES]; };
+struct VI { int32_t v[LANES]; };
+struct VB { uint8_t v[4 * LANES]; };
+
+#define PUNA_EACH(expression)                    \
+  VF r;                                          \
+  for (int i = 0; i < LANES; ++i) r.v[i] = (expression); \
+  return r
+
+static inline VF zero() { PUNA_EACH(0.0f); }
+static inline VF set1(float x) { PUNA_EACH(x); }
+static inline VF load(const float* p) { PUNA_EACH(p[i]); }
+static inline void store(float* p, VF a) {
+  for (int i = 0; i < LANES; ++i) p[i] = a.v[i];
+}
+static inline VF add(VF a, VF b) { PUNA_EACH(a.v[i] + b.v[i]); }
+static inline VF sub(VF a, VF b) { PUNA_EACH(a.v[i] - b.v[i]); }
+static inline VF mul(VF a, VF b) { PUNA_EACH(a.v[i] * b.v[i]); }
+static inline VF div(VF a, VF b) { PUNA_EACH(a.v[i] / b.v[i]); }
+static inline VF max(VF a, VF b) { PUNA_EACH(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
+static inline VF min(VF a, VF b) { PUNA_EACH(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
+static inline VF fma(VF a, VF b, VF c) { PUNA_EACH(a.v[i] * b.v[i] + c.v[i]); }
+// Adding and taking away 1.5 * 2^23 rounds to even; values here are far smaller.
+static inline VF round_even(VF a) {
+  const float magic = 12582912.0f;
+  VF r;
+  for (int i = 0; i < LANES; ++i) {
+    volatile float shifted = a.v[i] + magic;
+    r.v[i] = shifted - magic;
+  }
+  return r;
+}
+static inline VF absolute(VF a) { PUNA_EACH(bits_to_float(float_to_bits(a.v[i]) & 0x7fffffffu)); }
+static inline VF scale_by_power_of_two(VF a, VF n) {
+  PUNA_EACH(a.v[i] * bits_to_float(static_cast<uint32_t>(static_cast<int32_t>(n.v[i]) + 127) << 23));
+}
+static inline VF load_half(const uint16_t* p) { PUNA_EACH(half_to_float(p[i])); }
+static inline VF load_bf16(const uint16_t* p) { PUNA_EACH(bf16_to_float(p[i])); }
+static inline void load_bf16_pairs(const uint16_t* p, VF& first, VF& second) {
+  for (int i = 0; i < LANES; ++i) {
+    first.v[i] = bf16_to_float(p[2 * i]);
+    second.v[i] = bf16_to_float(p[2 * i + 1]);
+  }
+}
+static inline VF keep_lanes(VF a, int low, int high, float other) {
+  PUNA_EACH(i >= low && i < high ? a.v[i] : other);
+}
+#undef PUNA_EACH
+
+static inline VI zero_int() { return VI{}; }
+static inline VI set1_int(int32_t x) {
+  VI r;
+  for (int i = 0; i < LANES; ++i) r.v[i] = x;
+  return r;
+}
+static inline VI add_int(VI a, VI b) {
+  for (int i = 0; i < LANES; ++i) a.v[i] += b.v[i];
+  return a;
+}
+static inline VF to_float(VI a) {
+  VF r;
+  for (int i = 0; i < LANES; ++i) r.v[i] = static_cast<float>(a.v[i]);
+  return r;
+}
+static inline VB load_bytes(const uint8_t* p) {
+  VB r;
+  std::memcpy(r.v, p, sizeof r.v);
+  return r;
+}
+static inline VB low_nibbles(VB a) {
+  for (int i = 0; i < 4 * LANES; ++i) a.v[i] &= 15;
+  return a;
+}
+static inline VB high_nibbles(VB a) {
+  for (int i = 0; i < 4 * LANES; ++i) a.v[i] = static_cast<uint8_t>(a.v[i] >> 4);
+  return a;
+}
+static inline VI dot_bytes(VI sum, VB a, int32_t four) {
+  int8_t s[4];
+  std::memcpy(s, &four, sizeof s);
+  for (int i = 0; i < LANES; ++i)
+    sum.v[i] += a.v[4 * i] * s[0] + a.v[4 * i + 1] * s[1] + a.v[4 * i + 2] * s[2] + a.v[4 * i + 3] * s[3];
+  return sum;
+}
+static inline VI dot_nibbles(VI sum, VB a, int32_t four) { return dot_bytes(sum, a, four); }
+
+#endif
+
+// Reductions go through memory in one fixed tree: (0+8)(1+9).. -> 4 -> 2 -> 1, the same on every path.
+static inline float reduce_add(VF a) {
+  float lanes[LANES];
+  store(lanes, a);
+  for (int width = 8; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  return lanes[0];
+}
+static inline float reduce_max(VF a) {
+  float lanes[LANES];
+  store(lanes, a);
+  for (int width = 8; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
+  return lanes[0];
+}
+
+// exp(x) within 2 ulp for x <= 88; below -87.3 the result is flushed to about 1e-38, never to a negative or a NaN.
+// x = n log 2 + r with |r| <= log(2) / 2, and a polynomial of degree 6 in r.
+static inline VF exponential(VF x) {
+  x = max(min(x, set1(88.0f)), set1(-87.3f));
+  const VF n = round_even(mul(x, set1(1.44269504f)));
+  VF r = fma(n, set1(-0.693359375f), x);
+  r = fma(n, set1(2.12194440e-4f), r);
+  VF p = set1(1.9875691500e-4f);
+  p = fma(p, r, set1(1.3981999507e-3f));
+  p = fma(p, r, set1(8.3334519073e-3f));
+  p = fma(p, r, set1(4.1665795894e-2f));
+  p = fma(p, r, set1(1.6666665459e-1f));
+  p = fma(p, r, set1(5.0000001201e-1f));
+  p = add(fma(mul(p, r), r, r), set1(1.0f));
+  return scale_by_power_of_two(p, n);
+}
+
+}  // namespace puna::PUNA_NS

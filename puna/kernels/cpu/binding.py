@@ -1,0 +1,221 @@
+"""Binds a program to the native core: flattens operators, hands over weights, and turns a step into one call.
+
+Operator numbers and the order of their fields are those of `OpKind` in csrc/executor.hpp. The arrays of a step are
+passed as they are; nothing is copied.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from puna.errors import InputError, ModelFileError
+from puna.kernels import program as ops
+from puna.kernels.batch import KVConfig, StepBatch, StepOutput
+from puna.kernels.cpu.threads import available_threads
+from puna.kernels.tensor import RawTensor
+
+try:
+    from puna.kernels.cpu import _native
+except ImportError as error:  # pragma: no cover - only without a built core
+    raise ImportError(
+        "Puna's native core is missing: install Puna with pip where a C++20 compiler (g++ 11 or clang 14) is present, "
+        "or use backend='reference'"
+    ) from error
+
+OpTuple = tuple[int, list[int], list[float]]
+
+ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "relu2": 4}
+STYLES = {"interleaved": 0, "halves": 1}
+
+
+def paths() -> list[str]:
+    """Instruction paths that this machine can run, best first; "portable" is always the last."""
+    return list(_native.paths())
+
+
+class NativeInterpreter:
+    """See `puna.kernels.batch.Interpreter`.
+
+    `compute`: "int8" multiplies quantised matrices with activations rounded to int8 in groups of 32; "float32" decodes
+    every weight to float32. `isa`: one of `paths()`, or "auto". `threads`: 0 takes all that this process may use.
+    `progress`: uint64 array of one element, in shared memory say, that counts executed operators.
+    """
+
+    batch_invariant = True
+
+    def __init__(
+        self,
+        program: ops.Program,
+        weights: Mapping[str, RawTensor],
+        kv: KVConfig,
+        *,
+        threads: int = 0,
+        isa: str = "auto",
+        compute: str = "int8",
+        progress: npt.NDArray[np.uint64] | None = None,
+    ) -> None:
+        if compute not in ("int8", "float32"):
+            raise InputError(f"compute is {compute!r}; it is 'int8' or 'float32'", param="compute")
+        self.program = program
+        self.kv = kv
+        try:
+            self._core = _native.Core(isa, threads or available_threads())
+        except ValueError as error:
+            raise InputError(str(error), param="isa") from None
+        self._kept: list[Any] = []  # memory that the core reads: mapped weights, the shared counter
+        self._logits_none = np.zeros((0, program.vocab_size), np.float32)
+        digest = hashlib.sha256()
+        numbers = self._add_weights(weights, compute == "int8", digest)
+        buffers = {name: i for i, name in enumerate(program.buffers)}
+        self._core.bind(
+            list(program.buffers.values()),
+            [flatten(op, buffers, numbers) for op in program.body],
+            [flatten(op, buffers, numbers) for op in program.head],
+            [(shape.kv_heads, shape.head_dim) for shape in program.kv],
+            buffers["hidden"],
+            buffers["logits"],
+            kv.num_blocks,
+            kv.tier_blocks,
+            kv.block_size,
+            kv.dtype == "bf16",
+        )
+        if progress is not None:
+            self._kept.append(progress)
+            self._core.set_progress(progress)
+        self._fingerprint = f"{digest.hexdigest()[:16]}-{self._core.path()}-{compute}-{kv.dtype}"
+
+    def _add_weights(self, weights: Mapping[str, RawTensor], integer: bool, digest: Any) -> dict[str, int]:
+        matrices = {op.weight for op in self.program.body + self.program.head if isinstance(op, ops.Linear)}
+        numbers: dict[str, int] = {}
+        for name in self.program.weights():
+            tensor = weights[name]
+            rows, width = tensor.shape if len(tensor.shape) == 2 else (1, tensor.shape[0])
+            data = np.ascontiguousarray(tensor.data)
+            self._kept.append(data)
+            digest.update(f"{name}:{tensor.type}:{tensor.shape}".encode())
+            digest.update(np.ascontiguousarray(data[:: max(1, data.size // 4096)]))
+            try:
+                numbers[name] = self._core.add_weight(tensor.type, data, rows, width, name in matrices, integer)
+            except ValueError as error:
+                raise ModelFileError(f"tensor {tensor.name!r} of type {tensor.type}: {error}") from None
+        return numbers
+
+    @property
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    @property
+    def isa(self) -> str:
+        return str(self._core.path())
+
+    @property
+    def threads(self) -> int:
+        return int(self._core.threads())
+
+    @property
+    def packed_bytes(self) -> int:
+        """Memory that packed weights take, in bytes."""
+        return int(self._core.packed_bytes())
+
+    def progress(self) -> int:
+        return int(self._core.progress())
+
+    def break_batch_invariance(self, broken: bool) -> None:
+        """Testing aid: lets the order of sums depend on the batch, the mistake that identity tests must catch."""
+        self._core.break_batch_invariance(broken)
+
+    def step(self, batch: StepBatch) -> StepOutput:
+        s = batch.samples
+        count = len(s.index)
+        best = max(0, int(s.num_logprobs.max(initial=0)))
+        logits = np.empty((count, self.program.vocab_size), np.float32) if batch.want_logits else None
+        out = StepOutput(
+            tokens=np.empty(count, np.int32),
+            logprob=np.zeros(count, np.float32),
+            rank=np.zeros(count, np.int32),
+            top_ids=np.full((count, best), -1, np.int32),
+            top_logprobs=np.full((count, best), -np.inf, np.float32),
+            logits=logits,
+        )
+        try:
+            self._core.step(
+                batch.token_ids,
+                batch.positions,
+                batch.query_start,
+                batch.tables,
+                batch.moves,
+                s.index,
+                s.target,
+                s.num_logprobs,
+                s.temperature,
+                s.top_k,
+                s.top_p,
+                s.min_p,
+                s.repetition,
+                s.frequency,
+                s.presence,
+                s.seed,
+                s.position,
+                s.history,
+                s.history_row,
+                s.prompt_len,
+                s.total_len,
+                s.allowed_start,
+                s.allowed_ids,
+                s.banned_start,
+                s.banned_ids,
+                s.bias_start,
+                s.bias_ids,
+                s.bias_values,
+                out.tokens,
+                out.logprob,
+                out.rank,
+                out.top_ids,
+                out.top_logprobs,
+                self._logits_none if logits is None else logits,
+            )
+        except ValueError as error:
+            raise InputError(f"the step was refused: {error}") from None
+        return out
+
+
+def flatten(op: ops.Op, buffers: Mapping[str, int], weights: Mapping[str, int]) -> OpTuple:
+    """(kind, whole fields, real fields) of one operator, as csrc/executor.hpp expects them."""
+    b, w = buffers, weights
+    match op:
+        case ops.Embed():
+            return 0, [b[op.out], w[op.weight]], []
+        case ops.EmbedPositions():
+            return 1, [b[op.out], w[op.weight], op.offset], []
+        case ops.RmsNorm():
+            return 2, [b[op.out], b[op.src], w[op.weight], op.group], [op.eps]
+        case ops.LayerNorm():
+            return 3, [b[op.out], b[op.src], w[op.weight], _optional(op.bias, w)], [op.eps]
+        case ops.Linear():
+            return 4, [b[op.src], b[op.out], w[op.weight], _optional(op.bias, w), int(op.accumulate)], []
+        case ops.Rope():
+            return 5, [b[op.buffer], op.heads, op.head_dim, STYLES[op.style]], [op.scale, *op.inv_freq]
+        case ops.StoreKV():
+            return 6, [op.layer, b[op.key], b[op.value]], []
+        case ops.Attend():
+            shape = [op.layer, op.heads, op.kv_heads, op.head_dim, op.window]
+            return 7, [b[op.out], b[op.query], *shape], [op.scale, op.softcap]
+        case ops.Activate():
+            return 8, [b[op.out], b[op.src], ACTIVATIONS[op.kind]], []
+        case ops.Gate():
+            return 9, [b[op.out], b[op.gate], b[op.up], ACTIVATIONS[op.kind]], []
+        case ops.Add():
+            return 10, [b[op.out], b[op.src]], []
+        case ops.Scale():
+            return 11, [b[op.buffer]], [op.factor]
+        case ops.Softcap():
+            return 12, [b[op.buffer]], [op.cap]
+
+
+def _optional(name: str | None, weights: Mapping[str, int]) -> int:
+    return -1 if name is None else weights[name]
