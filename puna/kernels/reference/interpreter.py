@@ -62,12 +62,12 @@ class ReferenceInterpreter:
         width = len(batch.token_ids)
         buffers = {name: np.zeros((width, w), dtype=np.float32) for name, w in self.program.buffers.items()}
         slots = self._slots(batch)
-        for op in self.program.body:
+        for op in self.program.body if width else ():
             self._run(op, buffers, batch, slots)
         index = batch.samples.index
         for name, extent in self.program.buffers.items():
             buffers[name] = buffers[name][index] if name != "logits" else np.zeros((len(index), extent), np.float32)
-        for op in self.program.head:
+        for op in self.program.head if len(index) else ():
             self._run(op, buffers, batch, slots)
         return self._sample(batch, buffers["logits"])
 
