@@ -18,6 +18,7 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 MAX_LOGPROBS = 256
 MAX_SAMPLES = 256
 MAX_STOPS = 64
+MAX_STOP_CHARS = 1024
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -80,8 +81,8 @@ def _check(p: SamplingParams) -> None:
             _between(name, value, 0, MAX_LOGPROBS)
     if p.seed is not None:
         _between("seed", p.seed, -(2**63), 2**64 - 1)
-    if len(p.stops) > MAX_STOPS or any(not isinstance(s, str) or not s for s in p.stops):
-        raise InputError(f"stop takes up to {MAX_STOPS} strings, none of them empty", param="stop")
+    if len(p.stops) > MAX_STOPS or any(not isinstance(s, str) or not 0 < len(s) <= MAX_STOP_CHARS for s in p.stops):
+        raise InputError(f"stop takes up to {MAX_STOPS} strings of 1 to {MAX_STOP_CHARS} characters", param="stop")
     if any(not isinstance(s, str) or not s for s in p.bad_words):
         raise InputError("bad_words takes strings, none of them empty", param="bad_words")
     if p.allowed_token_ids is not None and not p.allowed_token_ids:
@@ -100,7 +101,9 @@ def _between(name: str, value: Any, low: float, high: float, *, open_low: bool =
     wanted = f"above {low:g} and up to {high:g}" if open_low else f"{low:g} to {high:g}"
     whole = isinstance(low, int)
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not math.isfinite(value):
-        raise InputError(f"{name} is {value!r}; it takes {'a whole number' if whole else 'a number'}, {wanted}", param=name)
+        raise InputError(
+            f"{name} is {value!r}; it takes {'a whole number' if whole else 'a number'}, {wanted}", param=name
+        )
     if value > high or value < low or (open_low and value == low):
         raise InputError(f"{name} is {value!r}; allowed: {wanted}", param=name)
 
@@ -140,7 +143,8 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class SampleUpdate(msgspec.Struct, frozen=True, kw_only=True):
-    """New tokens of one sample in one step. `stop_token_id`: the id that ended it (it is the last of `token_ids`)."""
+    """New tokens of one sample in one step. Where `finish_reason` is "stop", the last of `token_ids` ended it:
+    `stop_token_id` names it if it is one of `stop_token_ids`, and is None if it is an end-of-sequence token."""
 
     request_id: str
     index: int  # sample number, 0 .. n-1

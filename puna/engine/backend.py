@@ -1,0 +1,112 @@
+"""Builds the backend that an EngineConfig asks for, and measures what a step of it may cost.
+
+The only place in the engine that names backends. Knows models and memory plans; does not know requests.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from puna.engine.config import EngineConfig
+from puna.engine.limits import memory_limits
+from puna.engine.memory import MemoryPlan, plan_memory
+from puna.engine.sampling import Draws, SamplingTable
+from puna.errors import EngineError
+from puna.kernels.batch import U64, Interpreter, KVConfig, StepBatch
+from puna.models.load import LoadedModel, load_model
+from puna.models.names import resolve
+
+STEP_SECONDS = 0.2  # what a step of the default budget may take: under a quarter of a second, with some room
+MIN_BUDGET_TOKENS = 64
+MAX_BUDGET_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A model bound to an interpreter. `config` has its open fields settled."""
+
+    config: EngineConfig
+    model: LoadedModel
+    interpreter: Interpreter
+    memory: MemoryPlan
+
+
+def open_backend(config: EngineConfig, progress: U64 | None = None) -> Backend:
+    """Resolves and loads the model, plans memory, packs the weights, settles the budget.
+
+    Raises ModelNotFoundError, ModelFileError, InputError or MemoryBudgetError. `progress` is a writable array of one
+    number, in which the native backend counts operators.
+    """
+    model = load_model(resolve(config.model))
+    memory = plan_memory(config, model.program, model.weights, model.spec.context_length, memory_limits())
+    interpreter = build_interpreter(config, model, memory.kv, progress)
+    budget = config.budget_tokens or measure_budget(interpreter, memory.max_model_len)
+    settled = msgspec.structs.replace(config, max_model_len=memory.max_model_len, budget_tokens=budget)
+    return Backend(settled, model, interpreter, memory)
+
+
+def open_interpreter(config: EngineConfig, kv: KVConfig, model: Path) -> Interpreter:
+    """The interpreter of a settled config on a model file, for replaying."""
+    return build_interpreter(config, load_model(model), kv, None)
+
+
+def build_interpreter(config: EngineConfig, model: LoadedModel, kv: KVConfig, progress: U64 | None) -> Interpreter:
+    if config.backend == "reference":
+        from puna.kernels.reference.interpreter import ReferenceInterpreter
+
+        return ReferenceInterpreter(model.program, model.weights, kv)
+    try:
+        from puna.kernels.cpu import NativeInterpreter
+    except ImportError as error:
+        raise EngineError(
+            f"the native core cannot be imported ({error}); install Puna with its wheel, build it with "
+            "`pip install .`, or use backend='reference' (NumPy, slow)"
+        ) from error
+    return NativeInterpreter(
+        model.program,
+        model.weights,
+        kv,
+        threads=config.threads,
+        isa=config.isa,
+        compute=config.compute,
+        progress=progress,
+    )
+
+
+def measure_budget(interpreter: Interpreter, max_model_len: int) -> int:
+    """Tokens that this machine prefills in STEP_SECONDS, in steps of 16, within fixed bounds.
+
+    Runs steps in blocks that belong to no one yet: call it before the first request.
+    """
+    room = min(max_model_len, (interpreter.kv.num_blocks - 1) * interpreter.kv.block_size)
+    tokens = min(16, room)
+    _timed_step(interpreter, tokens)  # first touch of the weights
+    seconds = _timed_step(interpreter, tokens)
+    while tokens < min(256, room) and seconds < STEP_SECONDS / 8:
+        tokens = min(tokens * 4, 256, room)
+        seconds = _timed_step(interpreter, tokens)
+    budget = int(tokens * STEP_SECONDS / max(seconds, 1e-6)) // 16 * 16
+    return max(MIN_BUDGET_TOKENS, min(MAX_BUDGET_TOKENS, budget))
+
+
+def _timed_step(interpreter: Interpreter, tokens: int) -> float:
+    nothing = np.empty(0, dtype=np.int32)
+    blocks = -(-tokens // interpreter.kv.block_size)
+    batch = StepBatch(
+        token_ids=np.arange(tokens, dtype=np.int32) % np.int32(interpreter.program.vocab_size),
+        positions=np.arange(tokens, dtype=np.int32),
+        query_start=np.array([0, tokens], dtype=np.int32),
+        tables=np.arange(1, blocks + 1, dtype=np.int32).reshape(1, blocks),
+        moves=np.empty((0, 3), dtype=np.int32),
+        samples=SamplingTable(1).rows(
+            Draws(nothing, nothing, nothing, None, {}, {}, {}, {}), None, np.zeros((1, 1), dtype=np.int32)
+        ),
+    )
+    started = time.perf_counter()
+    interpreter.step(batch)
+    return time.perf_counter() - started

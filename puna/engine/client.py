@@ -1,0 +1,278 @@
+"""The asyncio side of an engine that runs in its own process: requests in, streams of updates out.
+
+It starts the process, hands every message on to the request it belongs to, tells the truth about the engine's health,
+and raises in every live stream if the engine dies. It belongs to one event loop. Nothing here knows text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+
+import msgspec
+
+from puna.engine.config import EngineConfig
+from puna.engine.launch import EngineProcess, launch
+from puna.engine.messages import (
+    LENGTH,
+    Abort,
+    EngineInfo,
+    Failed,
+    FromEngine,
+    Ready,
+    Refused,
+    Start,
+    Stepped,
+    Stop,
+    ToEngine,
+    as_error,
+    check_length,
+    frame,
+)
+from puna.engine.params import EngineRequest, SampleUpdate
+from puna.engine.stats import EngineStats
+from puna.errors import EngineError, InputError, PunaError
+
+HANG_S = 30.0  # a running step in which no operator ended for so long is a hung one
+_LOOK_S = 0.5  # how often the progress counter is looked at
+_EXIT_S = 5.0  # how long a process that was told to stop may take before it is killed
+
+
+@dataclass(frozen=True)
+class EngineHealth:
+    """`alive`: the process runs, and is idle or moves. `stalled_s`: since when a running step has not moved."""
+
+    alive: bool
+    pid: int
+    exit_code: int | None
+    progress: int
+    steps: int
+    in_step: bool
+    last_step_age_s: float
+    stalled_s: float
+    live_requests: int
+    stats: EngineStats | None
+
+
+@dataclass(eq=False)
+class _Stream:
+    """A live request: what arrived for it, and which samples still run."""
+
+    running: set[int]
+    arrived: asyncio.Queue[SampleUpdate | PunaError] = field(default_factory=asyncio.Queue)
+
+    def put(self, update: SampleUpdate) -> None:
+        if update.index in self.running:
+            if update.finish_reason is not None:
+                self.running.discard(update.index)
+            self.arrived.put_nowait(update)
+
+
+class EngineClient:
+    """Made by `EngineClient.start`. `info` is what the engine told of itself."""
+
+    info: EngineInfo
+    _reader: asyncio.StreamReader
+    _writer: asyncio.StreamWriter
+    _tasks: list[asyncio.Task[None]]
+
+    def __init__(self, process: EngineProcess) -> None:
+        self._process = process
+        self._streams: dict[str, _Stream] = {}
+        self._stats: EngineStats | None = None
+        self._failure: EngineError | None = None
+        self._closing = False
+        self._moved = (-1, time.monotonic())  # the progress counter, and when it last moved
+        self._decoder: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
+
+    @classmethod
+    async def start(cls, config: EngineConfig) -> EngineClient:
+        """Starts the process and waits until the model is loaded. Raises the error that the engine met, or EngineError
+        if it died without one. Cancelling this ends the process."""
+        process = launch()
+        client = cls(process)
+        try:
+            client._reader, client._writer = await asyncio.open_connection(sock=process.connection)
+            await client._send(Start(config))
+            first = await client._receive()
+            if isinstance(first, Failed):
+                raise as_error(first)
+            if not isinstance(first, Ready):
+                raise EngineError(await client._obituary("while it loaded the model"))
+        except BaseException:
+            process.kill()
+            raise
+        client.info = first.info
+        client._tasks = [asyncio.create_task(client._dispatch()), asyncio.create_task(client._watch())]
+        return client
+
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[SampleUpdate]:
+        """Updates of all samples of `request` until each has finished. Closing the iterator aborts what still runs.
+
+        Raises InputError, MemoryBudgetError or OverloadedError where the engine refuses the request, EngineError if
+        the engine dies.
+        """
+        self._check_alive()
+        if request.request_id in self._streams:
+            raise InputError(f"request_id {request.request_id!r} is in use; give every request its own")
+        message = frame(request)
+        stream = self._streams[request.request_id] = _Stream(set(range(request.params.n)))
+        open_samples = set(stream.running)
+        try:
+            self._writer.write(message)
+            await self._drain()
+            while open_samples:
+                update = await stream.arrived.get()
+                if isinstance(update, PunaError):
+                    stream.running.clear()
+                    raise update
+                if update.finish_reason is not None:
+                    open_samples.discard(update.index)
+                yield update
+        finally:
+            del self._streams[request.request_id]
+            if stream.running:
+                self._write(Abort(request.request_id))
+
+    async def abort(self, request_id: str, index: int | None = None) -> None:
+        """Ends a request, or one sample of it, in the engine; its stream gets updates with finish_reason "abort".
+        Unknown ones are fine: they have just finished."""
+        stream = self._streams.get(request_id)
+        if stream is None:
+            return
+        ending = sorted(stream.running if index is None else stream.running & {index})
+        if not ending:
+            return
+        for sample in ending:
+            stream.put(SampleUpdate(request_id=request_id, index=sample, token_ids=[], finish_reason="abort"))
+        self._write(Abort(request_id, index))
+        await self._drain()
+
+    def health(self) -> EngineHealth:
+        """The truth about the engine at this moment."""
+        exit_code, board = self._process.exit_code(), self._process.board
+        self._look()
+        now = time.monotonic()
+        stalled_s = now - self._moved[1] if board.in_step else 0.0
+        return EngineHealth(
+            alive=exit_code is None and self._failure is None and stalled_s < HANG_S,
+            pid=self._process.pid,
+            exit_code=exit_code,
+            progress=self._moved[0],
+            steps=board.steps,
+            in_step=board.in_step,
+            last_step_age_s=now - board.stamped_s if board.stamped_s else 0.0,
+            stalled_s=stalled_s,
+            live_requests=len(self._streams),
+            stats=self._stats,
+        )
+
+    @property
+    def stats(self) -> EngineStats | None:
+        """The figures after the last step; None before the first."""
+        return self._stats
+
+    async def close(self, *, drain_s: float = 0.0) -> None:
+        """Lets live requests finish for up to `drain_s`, then ends the process and waits for it. Streams that are still
+        open raise EngineError. May be called twice."""
+        until = time.monotonic() + drain_s
+        while self._streams and self._failure is None and time.monotonic() < until:
+            await asyncio.sleep(0.02)
+        self._closing = True
+        self._write(Stop())
+        with contextlib.suppress(OSError):
+            self._writer.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._fail(EngineError("the engine was closed"))
+        await asyncio.to_thread(self._process.end, _EXIT_S)
+
+    async def _dispatch(self) -> None:
+        while True:
+            message = await self._receive()
+            match message:
+                case Stepped():
+                    self._stats = message.stats
+                    for update in message.updates:
+                        if (stream := self._streams.get(update.request_id)) is not None:
+                            stream.put(update)
+                case Refused():
+                    if (stream := self._streams.get(message.request_id)) is not None:
+                        stream.running.clear()
+                        stream.arrived.put_nowait(as_error(message))
+                case None:
+                    self._fail(EngineError(await self._obituary(f"with {len(self._streams)} requests alive")))
+                    return
+                case _:
+                    self._fail(EngineError(f"the engine sent {type(message).__name__} out of turn; it was ended"))
+                    self._process.kill()
+                    return
+
+    async def _watch(self) -> None:
+        while True:
+            self._look()
+            await asyncio.sleep(_LOOK_S)
+
+    def _look(self) -> None:
+        board = self._process.board
+        if (progress := board.operators + board.steps) != self._moved[0] or not board.in_step:
+            self._moved = (progress, time.monotonic())
+
+    async def _receive(self) -> FromEngine | None:
+        """The next message, or None when the engine is gone."""
+        try:
+            (length,) = LENGTH.unpack(await self._reader.readexactly(LENGTH.size))
+            check_length(length)
+            return self._decoder.decode(await self._reader.readexactly(length))
+        except (asyncio.IncompleteReadError, OSError):
+            return None
+        except (msgspec.MsgspecError, InputError) as error:
+            self._process.kill()
+            raise EngineError(f"the engine's message was not understood ({error}); it was ended") from error
+
+    async def _obituary(self, when: str) -> str:
+        code = await asyncio.to_thread(self._process.end, _EXIT_S)
+        return f"the engine process (pid {self._process.pid}) {describe_exit(code)} {when}"
+
+    def _fail(self, error: EngineError) -> None:
+        if self._failure is None:
+            self._failure = error
+        for stream in self._streams.values():
+            if stream.running:
+                stream.running.clear()
+                stream.arrived.put_nowait(self._failure)
+
+    def _check_alive(self) -> None:
+        if self._failure is not None:
+            raise EngineError(str(self._failure))
+
+    def _write(self, message: ToEngine) -> None:
+        if self._failure is None and not self._writer.is_closing():
+            self._writer.write(frame(message))
+
+    async def _send(self, message: ToEngine) -> None:
+        self._writer.write(frame(message))
+        await self._drain()
+
+    async def _drain(self) -> None:
+        """Waits while the engine is behind with reading. That it is gone is `_dispatch`'s to tell."""
+        with contextlib.suppress(OSError):
+            await self._writer.drain()
+
+
+def describe_exit(code: int | None) -> str:
+    """-9 -> 'was killed by SIGKILL (exit code -9)'."""
+    if code is None:
+        return "does not end"
+    if code < 0:
+        with contextlib.suppress(ValueError):
+            name = signal.Signals(-code).name
+            hint = "; memory may have run out" if name == "SIGKILL" and os.name == "posix" else ""
+            return f"was killed by {name} (exit code {code}{hint})"
+    return f"ended with exit code {code}"

@@ -1,0 +1,112 @@
+"""Collects a request's updates into its whole output, as vLLM's offline API shapes it.
+
+Needs a tokenizer for text; knows nothing of where updates come from. The structs are plain and can be printed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from puna.engine.output import SampleText
+from puna.engine.params import EngineRequest, FinishReason, PositionLogprobs, SampleUpdate
+
+if TYPE_CHECKING:
+    from puna.models.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Logprob:
+    """Log-probability under the raw logits; rank 1 is the most likely token."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+@dataclass(frozen=True)
+class CompletionOutput:
+    """One sample. `stop_reason`: the stop string or stop token id that ended it, None for an end-of-sequence token.
+    `logprobs[i]` maps token ids to their log-probabilities at token i: the drawn one first, then the most likely."""
+
+    index: int
+    text: str
+    token_ids: list[int]
+    cumulative_logprob: float | None
+    logprobs: list[dict[int, Logprob]] | None
+    finish_reason: FinishReason | None
+    stop_reason: str | int | None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class RequestOutput:
+    """One prompt and its samples. `prompt` is None where token ids were given."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    prompt_logprobs: list[dict[int, Logprob] | None] | None
+    outputs: list[CompletionOutput]
+    finished: bool
+    num_cached_tokens: int | None
+
+
+class Collector:
+    """Takes one request's updates."""
+
+    def __init__(self, request: EngineRequest, prompt: str | None, tokenizer: Tokenizer) -> None:
+        self.request = request
+        self._prompt = prompt
+        self._tokenizer = tokenizer
+        skip = request.params.skip_special_tokens
+        self._samples = [
+            SampleText(tokenizer.detokenizer(request.prompt_token_ids, skip_special_tokens=skip), request.params)
+            for _ in range(request.params.n)
+        ]
+        self._prompt_logprobs: list[PositionLogprobs | None] | None = None
+        self._cached_tokens: int | None = None
+
+    @property
+    def finished(self) -> bool:
+        return all(sample.finished for sample in self._samples)
+
+    def take(self, update: SampleUpdate) -> bool:
+        """True: the sample is done, though the engine does not know; it has to be aborted there."""
+        if update.prompt_logprobs is not None:
+            self._prompt_logprobs = update.prompt_logprobs
+        if update.cached_tokens is not None and self._cached_tokens is None:
+            self._cached_tokens = update.cached_tokens
+        return self._samples[update.index].push(update).abort
+
+    def output(self) -> RequestOutput:
+        return RequestOutput(
+            request_id=self.request.request_id,
+            prompt=self._prompt,
+            prompt_token_ids=self.request.prompt_token_ids,
+            prompt_logprobs=None if self._prompt_logprobs is None else [self._named(p) for p in self._prompt_logprobs],
+            outputs=[self._completion(index, sample) for index, sample in enumerate(self._samples)],
+            finished=self.finished,
+            num_cached_tokens=self._cached_tokens,
+        )
+
+    def _completion(self, index: int, sample: SampleText) -> CompletionOutput:
+        wanted = self.request.params.logprobs is not None
+        return CompletionOutput(
+            index=index,
+            text=sample.text,
+            token_ids=sample.token_ids,
+            cumulative_logprob=sample.cumulative_logprob,
+            logprobs=[named for p in sample.logprobs if (named := self._named(p))] if wanted else None,
+            finish_reason=sample.finish_reason,
+            stop_reason=sample.stop_reason,
+            error=sample.error,
+        )
+
+    def _named(self, position: PositionLogprobs | None) -> dict[int, Logprob] | None:
+        if position is None:
+            return None
+        return {
+            entry.token_id: Logprob(entry.logprob, entry.rank, self._tokenizer.token_text(entry.token_id))
+            for entry in (position.token, *position.top)
+        }

@@ -1,0 +1,339 @@
+"""The engine: requests in, tokens out, one step at a time.
+
+Ties together the scheduler (which tokens), the runner (which arrays) and a backend (the forward pass), and decides when
+a sample ends: end-of-sequence ids, then stop ids, then length. Knows token ids only; text and stop strings are the
+client's. It has no thread of its own: whoever owns it calls `step` while `has_work`.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Callable
+
+from puna.engine.backend import Backend, open_backend
+from puna.engine.config import EngineConfig
+from puna.engine.door import DoorLimits, check_request, room_for_output
+from puna.engine.live import LiveRequest, PromptScores, Sample, Stream, position_logprobs
+from puna.engine.params import EngineRequest, FinishReason, SampleUpdate
+from puna.engine.record import StepRecorder, open_recorder
+from puna.engine.runner import PreparedStep, Runner
+from puna.engine.sampling import compile_recipe
+from puna.engine.stats import EngineCounters, EngineStats
+from puna.errors import InputError
+from puna.kernels.batch import U64, StepOutput
+from puna.sched.config import SchedulerConfig
+from puna.sched.fcfs import Fcfs
+from puna.sched.policy import Policy
+from puna.sched.priority import Priority
+from puna.sched.scheduler import Scheduler
+from puna.sched.sequence import Sequence, Status
+from puna.sched.step import ScheduledStep
+
+POLICIES: dict[str, Callable[[], Policy]] = {"fcfs": Fcfs, "priority": Priority}
+
+
+class Engine:
+    """One model on one backend. Not thread-safe: one thread calls it."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        progress: U64 | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.backend: Backend = open_backend(config, progress)
+        self.config = config = self.backend.config
+        self.max_model_len = self.backend.memory.max_model_len
+        self.scheduler = Scheduler(_scheduler_config(self.backend), POLICIES[config.policy]())
+        self.limits = DoorLimits(self.backend.model.program.vocab_size, self.max_model_len, config.max_seqs)
+        self.counters = EngineCounters()
+        self._runner = Runner(config.max_seqs, self.max_model_len, config.block_size)
+        self._recorder: StepRecorder | None = open_recorder(self.backend)
+        self._clock = clock
+        self._live: dict[str, LiveRequest] = {}
+        self._outbox: list[SampleUpdate] = []
+        self._next_sequence_id = 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._live or self._outbox)
+
+    @property
+    def live_requests(self) -> tuple[str, ...]:
+        return tuple(self._live)
+
+    def stats(self) -> EngineStats:
+        return EngineStats(self.scheduler.stats(), self.counters.as_dict(), len(self._live))
+
+    def check(self, request: EngineRequest) -> None:
+        """InputError where `add` would refuse the request for what it asks."""
+        if request.request_id in self._live:
+            raise InputError(f"request_id {request.request_id!r} is in use; give every request its own")
+        check_request(request, self.limits)
+
+    def add(self, request: EngineRequest) -> None:
+        """Queues a request. Raises InputError, MemoryBudgetError (it could never fit) or OverloadedError; then nothing
+        of it is left behind."""
+        self.check(request)
+        now = self._clock()
+        live = LiveRequest(request)
+        try:
+            for stream in self._first_streams(request, now):
+                self.scheduler.add(stream.sequence, now)
+                live.streams.append(stream)
+        except Exception:
+            for stream in live.streams:
+                self.scheduler.abort(stream.sequence, now)
+            raise
+        self._live[request.request_id] = live
+        self.counters.requests += 1
+        if self._recorder is not None:
+            self._recorder.note_request(request)
+        for stream in live.streams:
+            self._runner.enter(stream)
+        for stream in list(live.streams):
+            self._end_if_delivered_whole(stream)
+
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        """Ends a request, or its sample `index`, wherever it is, and frees what it held. No update follows. Unknown
+        requests are fine: they have just finished."""
+        live = self._live.get(request_id)
+        if live is None:
+            return
+        for stream in list(live.streams):
+            for sample in list(stream.samples):
+                if index in (None, sample.index):
+                    self._end(stream, sample, "abort")
+
+    def step(self) -> list[SampleUpdate]:
+        """Runs one step and returns what it brought, in order of the scheduler's rows."""
+        updates, self._outbox = self._outbox, []
+        clock, begun = time.perf_counter, time.perf_counter()
+        now = self._clock()
+        step = self.scheduler.schedule(now)
+        scheduled = clock()
+        for sequence in (*step.impossible, *step.shed):
+            updates += self._give_up(sequence)
+        if not step.rows and not step.moves:
+            return updates
+        try:
+            prepared = self._runner.prepare(step)
+            owners = self._owners(step) if self._recorder is not None else []
+            ready = clock()
+            output = self.backend.interpreter.step(prepared.batch)
+            ran = clock()
+        except BaseException:
+            self.scheduler.abandon(step)
+            raise
+        self.scheduler.commit(step, now)
+        updates += self._deliver(prepared, output, now)
+        if self._recorder is not None:
+            self._recorder.write(step, prepared, owners, output)
+        counters = self.counters
+        counters.steps += 1
+        counters.computed_tokens += step.tokens
+        counters.schedule_s += scheduled - begun
+        counters.prepare_s += ready - scheduled
+        counters.forward_s += ran - ready
+        counters.deliver_s += clock() - ran
+        return updates
+
+    @property
+    def recording_failure(self) -> OSError | None:
+        """Why recording stopped, where it did."""
+        return self._recorder.failure if self._recorder is not None else None
+
+    def close(self) -> None:
+        """Aborts what is alive and closes the recording."""
+        for request_id in list(self._live):
+            self.abort(request_id)
+        if self._recorder is not None:
+            self._recorder.close()
+
+    def _first_streams(self, request: EngineRequest, now: float) -> list[Stream]:
+        """One stream with all samples, or, where the samples already differ, one each."""
+        p = request.params
+        samples = [
+            Sample(
+                request.request_id,
+                i,
+                compile_recipe(p, i, len(request.prompt_token_ids), request.eos_token_ids, request.bad_word_ids),
+            )
+            for i in range(p.n)
+        ]
+        delivered = [*request.delivered, *([[]] * (p.n - len(request.delivered)))]
+        if any(delivered):
+            streams = []
+            for sample, tokens in zip(samples, delivered, strict=True):
+                sample.started = bool(tokens)
+                streams.append(Stream(self._sequence(request, tokens, 1, now), [sample]))
+            return streams
+        stream = Stream(self._sequence(request, [], p.n, now), samples)
+        if p.prompt_logprobs is not None:
+            stream.scores = PromptScores(request.prompt_token_ids, p.prompt_logprobs)
+            stream.sequence.reuse_prefix = len(request.prompt_token_ids) == 1
+        return [stream]
+
+    def _sequence(self, request: EngineRequest, delivered: list[int], seats: int, now: float) -> Sequence:
+        self._next_sequence_id += 1
+        prompt_len = len(request.prompt_token_ids)
+        return Sequence(
+            sequence_id=self._next_sequence_id,
+            tokens=array("i", [*request.prompt_token_ids, *delivered]),
+            prompt_len=prompt_len,
+            max_total_len=prompt_len + room_for_output(request, self.limits),
+            arrival=now,
+            priority=request.priority,
+            tenant=request.tenant,
+            cache_salt=request.cache_salt,
+            seats=seats,
+        )
+
+    def _end_if_delivered_whole(self, stream: Stream) -> None:
+        """A resumed sample may have ended with the last token that was delivered."""
+        (sample, *_) = stream.samples
+        if not stream.sequence.output_len:
+            return
+        reason, stop_id = self._finish_rule(sample, stream.sequence)
+        if reason is not None:
+            self._outbox.append(_update(sample, [], finish_reason=reason, stop_token_id=stop_id))
+            self._end(stream, sample, reason)
+
+    def _owners(self, step: ScheduledStep) -> list[tuple[str, list[int]]]:
+        samples = [self._runner.stream_of(row.sequence).samples for row in step.rows]
+        return [(those[0].request_id, [sample.index for sample in those]) for those in samples]
+
+    def _deliver(self, prepared: PreparedStep, output: StepOutput, now: float) -> list[SampleUpdate]:
+        prepared.collect_scores(output)
+        for scored, *_ in prepared.scored:
+            scored.sequence.reuse_prefix = scored.scores is None or scored.scores.complete
+        for stream, sample in prepared.drawn:
+            if sample is stream.samples[0] and not sample.started:
+                self.counters.cached_tokens += stream.sequence.cached_len
+        places = self._fork(prepared, now)
+        updates = []
+        tokens = output.tokens[: len(prepared.drawn)].tolist()  # scored rows stand behind the drawn ones
+        for s, ((_, sample), token) in enumerate(zip(prepared.drawn, tokens, strict=True)):
+            updates.append(self._draw(places[sample], sample, token, output, s, now))
+        for _, sample, reason in prepared.faults:
+            updates.append(_update(sample, [], finish_reason="error", error=reason))
+            self._end(places[sample], sample, "error")
+        return updates
+
+    def _fork(self, prepared: PreparedStep, now: float) -> dict[Sample, Stream]:
+        """Gives every sample that drew a token a stream of its own; the parent stays with its first sample."""
+        places: dict[Sample, Stream] = {}
+        for stream, sample in (*prepared.drawn, *((stream, sample) for stream, sample, _ in prepared.faults)):
+            if sample is stream.samples[0]:
+                places[sample] = stream
+                continue
+            live = self._live[sample.request_id]
+            child = Stream(self._sequence(live.request, [], 1, stream.sequence.arrival), [sample])
+            self.scheduler.fork(stream.sequence, child.sequence, now)
+            self._runner.enter(child)
+            live.streams.append(child)
+            places[sample] = child
+        for stream in places.values():
+            del stream.samples[1:]
+        return places
+
+    def _draw(self, stream: Stream, sample: Sample, token: int, output: StepOutput, s: int, now: float) -> SampleUpdate:
+        sequence = stream.sequence
+        self.scheduler.append(sequence, token, now)
+        self.counters.generated_tokens += 1
+        reason, stop_id = self._finish_rule(sample, sequence)
+        k = sample.recipe.params.logprobs
+        logprobs = None
+        if k is not None:
+            top_ids, top_logprobs = output.top_ids[s, :k].tolist(), output.top_logprobs[s, :k].tolist()
+            logprobs = [position_logprobs(token, float(output.logprob[s]), int(output.rank[s]), top_ids, top_logprobs)]
+        first = not sample.started
+        sample.started = True
+        update = SampleUpdate(
+            request_id=sample.request_id,
+            index=sample.index,
+            token_ids=[token],
+            logprobs=logprobs,
+            prompt_logprobs=stream.scores.entries() if first and stream.scores is not None else None,
+            cached_tokens=sequence.cached_len if first else None,
+            finish_reason=reason,
+            stop_token_id=stop_id,
+        )
+        if reason is not None:
+            self._end(stream, sample, reason)
+        return update
+
+    def _finish_rule(self, sample: Sample, sequence: Sequence) -> tuple[FinishReason | None, int | None]:
+        recipe, token = sample.recipe, sequence.tokens[-1]
+        if sequence.output_len > recipe.params.min_tokens:
+            if token in recipe.eos_ids:
+                return "stop", None
+            if token in recipe.stop_ids:
+                return "stop", token
+        return ("length", None) if sequence.total_len >= sequence.max_total_len else (None, None)
+
+    def _give_up(self, sequence: Sequence) -> list[SampleUpdate]:
+        """Ends the samples of a sequence that the scheduler cannot or will not run."""
+        stream = self._runner.stream_of(sequence)
+        updates = []
+        for sample in list(stream.samples):
+            error = "given up by the scheduler: it waited too long, or its keys and values do not fit into the pool"
+            updates.append(_update(sample, [], finish_reason="error", error=error))
+            self._end(stream, sample, "error")
+        return updates
+
+    def _end(self, stream: Stream, sample: Sample, reason: FinishReason) -> None:
+        """Takes a sample out; with its last sample a stream ends, and with its last stream the request."""
+        stream.samples.remove(sample)
+        self.counters.finished[reason] += 1
+        if stream.samples:
+            if stream.sequence.status is not Status.RUNNING:
+                stream.sequence.seats = len(stream.samples)
+            return
+        now = self._clock()
+        if reason in ("stop", "length"):
+            self.scheduler.finish(stream.sequence, now)
+        else:
+            self.scheduler.abort(stream.sequence, now)
+        self._runner.leave(stream)
+        live = self._live[sample.request_id]
+        live.streams.remove(stream)
+        if not live.streams:
+            del self._live[sample.request_id]
+
+
+def _update(
+    sample: Sample,
+    token_ids: list[int],
+    *,
+    finish_reason: FinishReason,
+    stop_token_id: int | None = None,
+    error: str | None = None,
+) -> SampleUpdate:
+    return SampleUpdate(
+        request_id=sample.request_id,
+        index=sample.index,
+        token_ids=token_ids,
+        finish_reason=finish_reason,
+        stop_token_id=stop_token_id,
+        error=error,
+    )
+
+
+def _scheduler_config(backend: Backend) -> SchedulerConfig:
+    config, kv = backend.config, backend.memory.kv
+    return SchedulerConfig(
+        num_blocks=kv.num_blocks,
+        max_model_len=backend.memory.max_model_len,
+        block_size=kv.block_size,
+        budget_tokens=config.budget_tokens or 1,
+        max_seqs=config.max_seqs,
+        prefix_cache=config.prefix_cache,
+        watermark_blocks=int(config.watermark * kv.num_blocks),
+        long_prefill_tokens=config.long_prefill_tokens,
+        tier_blocks=kv.tier_blocks,
+        max_waiting_seqs=config.max_waiting_seqs,
+        max_waiting_tokens=config.max_waiting_tokens,
+    )

@@ -1,0 +1,107 @@
+"""What a caller of the offline API may give as prompts, made uniform: token ids, and the text where there was one.
+
+Knows the accepted shapes, the tokenizer and the chat template; knows nothing of the engine's limits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+from operator import index
+from typing import TYPE_CHECKING, Any
+
+from puna.engine.params import SamplingParams
+from puna.errors import InputError
+from puna.models.template import ChatTemplate
+
+if TYPE_CHECKING:
+    from puna.models.load import LoadedModel
+    from puna.models.tokenizer import Tokenizer
+
+_SHAPES = (
+    'a string, a list of token ids, {"prompt": text} or {"prompt_token_ids": ids}, or a list of these'  # in messages
+)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """`text` is None where token ids were given."""
+
+    text: str | None
+    token_ids: list[int]
+
+
+def as_prompts(prompts: Any, tokenizer: Tokenizer) -> list[Prompt]:
+    """One Prompt each. InputError names the prompt that is of no known shape."""
+    if isinstance(prompts, str | Mapping):
+        return [_as_prompt(prompts, tokenizer, "the prompt")]
+    if not isinstance(prompts, SequenceOf) and not hasattr(prompts, "__iter__"):
+        raise InputError(f"prompts is a {type(prompts).__name__}; give {_SHAPES}", param="prompts")
+    items = list(prompts)
+    if not items:
+        return []
+    if all(_is_id(item) for item in items):
+        return [Prompt(None, [index(item) for item in items])]
+    return [_as_prompt(item, tokenizer, f"prompt {number}") for number, item in enumerate(items)]
+
+
+def chat_prompts(
+    model: LoadedModel, messages: SequenceOf[Any], add_generation_prompt: bool, extra: dict[str, Any]
+) -> list[Prompt]:
+    """The rendered conversations. A special token that a template writes becomes that token."""
+    template = chat_template(model)
+    if template is None:
+        raise InputError(
+            f"{model.name} has no chat template; use generate, or a model that was tuned for chat", param="messages"
+        )
+    if not messages:
+        raise InputError("messages is empty; give at least one message", param="messages")
+    conversations = [messages] if isinstance(messages[0], Mapping) else messages
+    texts = [template.render(c, add_generation_prompt=add_generation_prompt, **extra) for c in conversations]
+    return [Prompt(text, model.tokenizer.encode(text, add_special=False)) for text in texts]
+
+
+def chat_template(model: LoadedModel) -> ChatTemplate | None:
+    """The model's own template, compiled, or None."""
+    if model.chat_template is None or isinstance(model.chat_template, ChatTemplate):
+        return model.chat_template
+    tokenizer = model.tokenizer
+    bos = "" if tokenizer.bos_id is None else tokenizer.token_text(tokenizer.bos_id)
+    eos = tokenizer.token_text(tokenizer.eos_ids[0]) if tokenizer.eos_ids else ""
+    return ChatTemplate(model.chat_template, bos, eos)
+
+
+def one_params_each(params: SamplingParams | SequenceOf[SamplingParams] | None, count: int) -> list[SamplingParams]:
+    """InputError where the numbers differ."""
+    if params is None:
+        params = SamplingParams()
+    if isinstance(params, SamplingParams):
+        return [params] * count
+    wanted = list(params)
+    if len(wanted) != count:
+        raise InputError(
+            f"there are {count} prompts but {len(wanted)} sampling_params; give one for all, or one each",
+            param="sampling_params",
+        )
+    return wanted
+
+
+def _as_prompt(item: Any, tokenizer: Tokenizer, where: str) -> Prompt:
+    if isinstance(item, str):
+        return Prompt(item, tokenizer.encode(item))
+    if isinstance(item, Mapping):
+        if isinstance(ids := item.get("prompt_token_ids"), SequenceOf) and all(_is_id(i) for i in ids):
+            text = item.get("prompt")
+            return Prompt(text if isinstance(text, str) else None, [index(i) for i in ids])
+        if isinstance(text := item.get("prompt"), str):
+            return Prompt(text, tokenizer.encode(text))
+    elif hasattr(item, "__iter__"):
+        ids = list(item)
+        if all(_is_id(i) for i in ids):
+            return Prompt(None, [index(i) for i in ids])
+    raise InputError(f"{where} is a {type(item).__name__} of another shape; give {_SHAPES}", param="prompts")
+
+
+def _is_id(item: Any) -> bool:
+    return hasattr(item, "__index__") and not isinstance(item, bool)

@@ -1,0 +1,41 @@
+"""Counters of an engine, as plain values that travel with every step's message."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import msgspec
+
+from puna.sched.step import SchedulerStats
+
+
+@dataclass(slots=True)
+class EngineCounters:
+    """What an engine counts while it runs. Seconds are per phase, summed over all steps."""
+
+    steps: int = 0
+    computed_tokens: int = 0
+    generated_tokens: int = 0
+    cached_tokens: int = 0
+    requests: int = 0
+    finished: dict[str, int] = field(default_factory=lambda: {"stop": 0, "length": 0, "abort": 0, "error": 0})
+    schedule_s: float = 0.0
+    prepare_s: float = 0.0
+    forward_s: float = 0.0
+    deliver_s: float = 0.0
+
+    def as_dict(self) -> dict[str, int | float]:
+        """Flat, as `finished_stop`, `forward_s` and so on."""
+        flat: dict[str, int | float] = {f"finished_{reason}": count for reason, count in self.finished.items()}
+        for name in self.__dataclass_fields__:
+            if name != "finished":
+                flat[name] = getattr(self, name)
+        return flat
+
+
+class EngineStats(msgspec.Struct, frozen=True):
+    """The scheduler's gauges and the engine's counters at one moment."""
+
+    scheduler: SchedulerStats
+    counters: dict[str, int | float]
+    live_requests: int
