@@ -1,0 +1,296 @@
+"""Decides, step by step, which tokens of which sequences are computed.
+
+One idea: a sequence has known and computed tokens, and a step hands out a budget of tokens to close the gaps. Prefill,
+its chunks, decode, a prefix hit and resuming after preemption are that one case. Running sequences come first, then
+waiting ones, but only if memory did not run out. Who waits in which order and who gives way is the policy's business.
+It knows no model, text, sampling or clock. Time is passed in; the same calls give the same steps.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from puna.errors import OverloadedError
+from puna.sched.admission import WaitingLimits, check_fits
+from puna.sched.block_tables import BlockTables
+from puna.sched.config import SchedulerConfig
+from puna.sched.draft import Draft
+from puna.sched.policy import Policy
+from puna.sched.sequence import Sequence, Status
+from puna.sched.step import ScheduledRow, ScheduledStep, SchedulerStats
+
+
+class Scheduler:
+    """Call `schedule`, run the step, `commit` it (or `abandon` it, if running it failed), then `append` what was drawn.
+
+    `add`, `abort`, `finish` and `fork` may come at any time in between. Every `now` is in seconds of any one clock.
+    """
+
+    def __init__(self, config: SchedulerConfig, policy: Policy) -> None:
+        self.config = config
+        self.policy = policy
+        self._tables = BlockTables(config)
+        self._limits = WaitingLimits(config)
+        self._alive: dict[int, Sequence] = {}
+        self._waiting: deque[Sequence] = deque()  # WAITING and SWAPPED
+        self._running: list[Sequence] = []
+        self._seats_taken = 0
+        self._waiting_tokens = 0
+        self._preemptions = 0
+        self._open_step: ScheduledStep | None = None
+
+    # --- arrivals and exits ---
+
+    def add(self, sequence: Sequence, now: float) -> None:
+        """Puts a new sequence into the queue.
+
+        Raises InputError or MemoryBudgetError if it could not run even alone, OverloadedError while the queue is full.
+        """
+        self._check_new(sequence)
+        check_fits(sequence, self.config)
+        self._limits.check(sequence, len(self._waiting), self._waiting_tokens)
+        self._alive[sequence.sequence_id] = sequence
+        self._waiting.append(sequence)
+        self._waiting_tokens += len(sequence.tokens)
+        self.policy.on_arrival(sequence, now)
+
+    def fork(self, parent: Sequence, child: Sequence, now: float) -> None:
+        """Starts `child` with the tokens and the computed blocks of the running `parent`; no keys or values are copied.
+
+        The child takes one of the parent's seats if it has more than one, else a free one (OverloadedError if none is).
+        """
+        self._check_new(child)
+        if parent.status is not Status.RUNNING or child.tokens != parent.tokens or child.seats != 1:
+            raise ValueError("a fork needs a running parent and a child of one seat with the very same tokens")
+        check_fits(child, self.config)
+        if parent.seats > 1:
+            parent.seats -= 1
+        elif self._seats_taken < self.config.max_seqs:
+            self._seats_taken += 1
+        else:
+            raise OverloadedError(
+                f"all {self.config.max_seqs} running places are taken (max_seqs), so the sequence cannot be forked; "
+                "add it with as many seats as it will have forks"
+            )
+        self._tables.fork(parent, child)
+        child.status = Status.RUNNING
+        self._alive[child.sequence_id] = child
+        self._running.append(child)
+        self.policy.on_arrival(child, now)
+
+    def abort(self, sequence: Sequence, now: float) -> None:
+        """Ends a sequence in whatever state it is; does nothing if it has ended or was never added."""
+        self.finish(sequence, now)
+
+    def finish(self, sequence: Sequence, now: float) -> None:
+        """Ends a sequence and gives back all it holds; its full blocks stay findable until their memory is needed."""
+        if self._alive.get(sequence.sequence_id) is not sequence:
+            return
+        del self._alive[sequence.sequence_id]
+        if sequence.status is Status.RUNNING:
+            self._running.remove(sequence)
+            self._seats_taken -= sequence.seats
+        else:
+            self._waiting.remove(sequence)
+            self._waiting_tokens -= len(sequence.tokens)
+        self._tables.close(sequence)
+        sequence.status = Status.FINISHED
+        self._limits.on_exit(now)
+        self.policy.on_exit(sequence, now)
+
+    def append(self, sequence: Sequence, token: int, now: float) -> None:
+        """A drawn token becomes known."""
+        if sequence.status is Status.FINISHED or len(sequence.tokens) >= sequence.max_total_len:
+            raise ValueError(f"sequence {sequence.sequence_id} has ended or is as long as it may get")
+        sequence.tokens.append(token)
+        if sequence.status is not Status.RUNNING:
+            self._waiting_tokens += 1
+        self.policy.on_tokens(sequence, 0, 1, now)
+
+    # --- steps ---
+
+    def schedule(self, now: float) -> ScheduledStep:
+        """The next step. The one before must have been committed or abandoned, if it had rows."""
+        if self._open_step is not None:
+            raise ValueError("the last step is neither committed nor abandoned")
+        draft = Draft(self.config.budget_tokens)
+        shed = self._shed(now) if self._waiting else ()
+        if self._waiting and self._running:
+            given_up = self.policy.reclaim(self._waiting, self._running)
+            if given_up is not None:
+                self._preempt(given_up, draft)
+        self._serve_running(draft, now)
+        if self._waiting and not draft.out_of_memory:
+            self._serve_waiting(draft)
+        step = ScheduledStep(
+            rows=tuple(draft.rows),
+            moves=tuple(draft.moves),
+            preempted=tuple(draft.preempted),
+            tokens=self.config.budget_tokens - draft.budget,
+            shed=shed,
+            impossible=tuple(draft.impossible),
+        )
+        if step.rows:
+            self._open_step = step
+        return step
+
+    def commit(self, step: ScheduledStep, now: float) -> None:
+        """The step has run: its tokens are computed, and the blocks that they filled can be found by others."""
+        if step is not self._open_step and step.rows:
+            raise ValueError("only the last scheduled step can be committed, and only once")
+        self._open_step = None
+        publish, on_tokens = self._tables.publish, self.policy.on_tokens
+        for row in step.rows:
+            sequence = row.sequence
+            if sequence.status is Status.RUNNING:  # else it was aborted meanwhile
+                sequence.computed_len = row.start + row.count
+                publish(sequence, row.start)
+                on_tokens(sequence, row.count, 0, now)
+
+    def abandon(self, step: ScheduledStep) -> None:
+        """Running the step failed, and what it wrote cannot be trusted: the sequences in it start over by recomputing,
+        from the front of the queue. Blocks in the cache were not written to. Abort those that are to blame."""
+        self._open_step = None
+        for sequence in step.preempted:
+            if sequence.status is Status.SWAPPED:
+                self._tables.close(sequence)
+                sequence.status, sequence.computed_len = Status.WAITING, 0
+        returned = [self._alive[sequence_id] for sequence_id in self._tables.uncached_from]
+        for sequence in [*reversed(returned), *(row.sequence for row in reversed(step.rows))]:
+            if sequence.status is Status.RUNNING:
+                self._to_queue(sequence, Status.WAITING)
+
+    # --- the two halves of a step ---
+
+    def _serve_running(self, draft: Draft, now: float) -> None:
+        block_size, refs = self.config.block_size, self._tables.pool.refs
+        cap = self.config.long_prefill_tokens or self.config.budget_tokens
+        running, add_row = self._running, draft.rows.append
+        while draft.cursor < len(running) and draft.budget > 0:
+            sequence = running[draft.cursor]
+            start, known, blocks = sequence.computed_len, len(sequence.tokens), sequence.blocks
+            count = min(known - start, cap, draft.budget)
+            if count > 0:
+                end = start + count
+                offset = start % block_size
+                roomy = end <= len(blocks) * block_size and (offset == 0 or refs[blocks[start // block_size]] == 1)
+                if not roomy and not self._grow(sequence, end, draft, now):
+                    continue  # it left the list, so the cursor stands at the next one
+                add_row(ScheduledRow(sequence, start, count, end == known))
+                draft.budget -= count
+            draft.cursor += 1
+
+    def _grow(self, sequence: Sequence, end: int, draft: Draft, now: float) -> bool:
+        """Finds blocks for positions up to `end`, if need be those of others. False if the sequence itself gave way."""
+        tables = self._tables
+        while tables.blocks_missing(sequence, end) > tables.pool.free_count:
+            draft.out_of_memory = True
+            victim = self.policy.victim(self._running)
+            if victim is sequence and tables.blocks_for(end) > tables.pool.usable:
+                self.finish(sequence, now)
+                draft.impossible.append(sequence)
+            else:
+                self._preempt(victim, draft)
+            if victim is sequence:
+                return False
+        copy = tables.grow(sequence, end)
+        if copy is not None:
+            draft.add_copy(sequence, copy)
+        return True
+
+    def _serve_waiting(self, draft: Draft) -> None:
+        cap = self.config.long_prefill_tokens or self.config.budget_tokens
+        admitted = []
+        for sequence in self.policy.order(self._waiting, self._tables.cached_len_of):
+            if draft.budget == 0 or self._seats_taken + sequence.seats > self.config.max_seqs:
+                break
+            if sequence in draft.preempted:
+                continue  # pushed out a moment ago: not back within the same step
+            moves = self._tables.open(sequence, self.config.watermark_blocks if self._running else 0)
+            if moves is None:
+                break  # those behind it must not overtake: it would starve
+            draft.moves += moves
+            sequence.status = Status.RUNNING
+            self._running.append(sequence)
+            self._seats_taken += sequence.seats
+            admitted.append(sequence)
+            start, known = sequence.computed_len, len(sequence.tokens)
+            count = min(known - start, cap, draft.budget)
+            if count > 0:
+                draft.rows.append(ScheduledRow(sequence, start, count, start + count == known))
+                draft.budget -= count
+        for sequence in admitted:
+            self._waiting_tokens -= len(sequence.tokens)
+            self._waiting.remove(sequence)
+
+    # --- giving way ---
+
+    def _preempt(self, victim: Sequence, draft: Draft) -> None:
+        """Takes a running sequence's blocks and puts it first in the queue: swapped out where the tier has room, to be
+        recomputed elsewhere. What this step had given to it is taken back."""
+        position = self._running.index(victim)
+        if position < draft.cursor:
+            draft.cursor -= 1
+            draft.take_back_row(victim)
+        moves = self._tables.swap_out(victim)
+        if moves is None:
+            draft.cancel_copy(victim)
+            self._to_queue(victim, Status.WAITING)
+        else:
+            draft.moves += moves  # behind its own copy-on-write, if it had one: the copy is what they read
+            self._to_queue(victim, Status.SWAPPED)
+        draft.preempted.append(victim)
+        victim.preemptions += 1
+        self._preemptions += 1
+
+    def _to_queue(self, sequence: Sequence, status: Status) -> None:
+        """From running to the front of the queue."""
+        self._running.remove(sequence)
+        self._seats_taken -= sequence.seats
+        if status is Status.WAITING:
+            self._tables.close(sequence)
+            sequence.computed_len = 0
+        sequence.status = status
+        self._waiting.appendleft(sequence)
+        self._waiting_tokens += len(sequence.tokens)
+
+    def _shed(self, now: float) -> tuple[Sequence, ...]:
+        shed = tuple(self.policy.shed(self._waiting, now))
+        for sequence in shed:
+            if sequence.status not in (Status.WAITING, Status.SWAPPED):
+                raise ValueError(f"sequence {sequence.sequence_id} does not wait, so it cannot be shed")
+            self.finish(sequence, now)
+        return shed
+
+    def _check_new(self, sequence: Sequence) -> None:
+        if sequence.sequence_id in self._alive or sequence.status is not Status.WAITING or sequence.blocks:
+            raise ValueError(f"sequence {sequence.sequence_id} is not new: its id is in use, or it ran before")
+
+    # --- looking in ---
+
+    def stats(self) -> SchedulerStats:
+        tables = self._tables
+        pool, swapped = tables.pool, len(tables.swapped)
+        return SchedulerStats(
+            waiting=len(self._waiting) - swapped,
+            running=len(self._running),
+            swapped=swapped,
+            waiting_tokens=self._waiting_tokens,
+            blocks_used=pool.usable - pool.free_count,
+            blocks_free=pool.free_count,
+            blocks_total=pool.usable,
+            blocks_cached=len(tables.cache),
+            tier_used=tables.tier.capacity - tables.tier.free_count,
+            prefix_queries=tables.prefix_queries,
+            prefix_hits=tables.prefix_hits,
+            evictions=tables.cache.evictions,
+            preemptions=self._preemptions,
+        )
+
+    def check_invariants(self) -> None:
+        """Asserts all that must hold between calls. For tests and debugging: it walks over everything."""
+        self._tables.check(self._running, self._waiting)
+        everyone = [*self._running, *self._waiting]
+        assert {id(s) for s in everyone} == {id(s) for s in self._alive.values()}, "alive, but neither runs nor waits"
+        assert self._seats_taken == sum(s.seats for s in self._running) <= self.config.max_seqs
+        assert self._waiting_tokens == sum(len(s.tokens) for s in self._waiting)

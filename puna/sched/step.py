@@ -1,0 +1,64 @@
+"""What the scheduler hands out: one step's rows and block moves, and the figures it keeps.
+
+Plain values. A step is a plan; nothing in it changes when sequences go on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from puna.sched.sequence import Sequence
+
+Move = tuple[int, int, int]  # (kind, src, dst), kinds are MOVE_* of puna.kernels.batch
+
+
+class ScheduledRow(msgspec.Struct, frozen=True, gc=False):
+    """Tokens start .. start+count-1 of `sequence` are computed. `completes`: they are the last known ones, so a token
+    can be drawn from the last of them. (A msgspec struct: a step makes one a sequence, four times as fast.)"""
+
+    sequence: Sequence
+    start: int
+    count: int
+    completes: bool
+
+
+@dataclass(frozen=True)
+class ScheduledStep:
+    """One step. `moves` are to be executed strictly in the order given, before the rows, and also when there are none:
+    a block that one move reads may be what a later one writes.
+
+    preempted   sequences that lost their blocks in this step; they wait again
+    shed        waiting sequences that the policy gave up on; they have ended
+    impossible  sequences that the whole pool cannot hold; they have ended. `Scheduler.add` refuses such sequences, so
+                this stays empty unless one was let grow behind the scheduler's back
+    tokens      sum of the rows' counts
+    """
+
+    rows: tuple[ScheduledRow, ...]
+    moves: tuple[Move, ...]
+    preempted: tuple[Sequence, ...]
+    tokens: int
+    shed: tuple[Sequence, ...] = ()
+    impossible: tuple[Sequence, ...] = ()
+
+
+@dataclass(frozen=True)
+class SchedulerStats:
+    """Sequences by state, blocks by use (used + free = total; the null block is not counted), and counters since the
+    start. A block that is free may still be cached. Prefix queries and hits are in tokens, counted on admission."""
+
+    waiting: int
+    running: int
+    swapped: int
+    waiting_tokens: int
+    blocks_used: int
+    blocks_free: int
+    blocks_total: int
+    blocks_cached: int
+    tier_used: int
+    prefix_queries: int
+    prefix_hits: int
+    evictions: int
+    preemptions: int
