@@ -1,0 +1,81 @@
+"""The HTTP application: which path leads where, and how an error that nobody caught is answered.
+
+It knows paths and methods; what they do is in endpoints.py.
+"""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+import puna
+from puna.errors import PunaError
+from puna.server.delivery import error_response, json_response
+from puna.server.endpoints import chat_completions, completions, model_card
+from puna.server.errors import RequestError
+from puna.server.health import health_response
+from puna.server.serving import Serving
+
+
+def make_app(serving: Serving) -> FastAPI:
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.post("/v1/chat/completions")
+    async def chat(request: Request) -> Response:
+        serving.check_key(request)
+        return await chat_completions(serving, request)
+
+    @app.post("/v1/completions")
+    async def complete(request: Request) -> Response:
+        serving.check_key(request)
+        return await completions(serving, request)
+
+    @app.get("/v1/models")
+    async def models(request: Request) -> Response:
+        serving.check_key(request)
+        return json_response({"object": "list", "data": [model_card(serving)]})
+
+    @app.get("/v1/models/{name:path}")
+    async def model(request: Request, name: str) -> Response:
+        serving.check_key(request)
+        serving.check_model(name)
+        return json_response(model_card(serving))
+
+    @app.api_route("/health", methods=["GET", "HEAD"])
+    async def health() -> Response:
+        return health_response(serving)
+
+    @app.api_route("/version", methods=["GET", "HEAD"])
+    async def version() -> Response:
+        return json_response({"version": puna.__version__})
+
+    app.add_exception_handler(PunaError, _answer_error)
+    app.add_exception_handler(HTTPException, _answer_http_exception)
+    app.add_exception_handler(ClientDisconnect, _answer_nobody)
+    app.add_exception_handler(Exception, _answer_error)
+    return app
+
+
+async def _answer_error(_: Request, error: Exception) -> Response:
+    return error_response(error)
+
+
+async def _answer_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    what = f"{request.method} {request.url.path[:200]}"
+    if error.status_code == 404:
+        message = f"there is no {what}; this server answers /v1/chat/completions, /v1/completions, /v1/models, /health"
+    elif error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        message = f"{what} is not allowed; use {allowed}"
+    else:
+        message = str(error.detail)
+    response = error_response(RequestError(message, status=error.status_code))
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _answer_nobody(_: Request, __: Exception) -> Response:
+    return Response(status_code=499)

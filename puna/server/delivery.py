@@ -1,0 +1,119 @@
+"""How an answer reaches the client: a stream of frames or one body, and an end to the work when the client is gone.
+
+Both wait for the first chunk before the status is sent, so a request that the engine refuses has its own status. An
+error after that goes into the stream as an event. It knows HTTP; it knows nothing of what the chunks say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from puna.errors import PunaError
+from puna.server.errors import http_failure
+from puna.server.frames import DONE, MEDIA_TYPE, sse_frame
+
+log = logging.getLogger("puna.server")
+
+_STREAM_HEADERS = [
+    (b"content-type", MEDIA_TYPE.encode() + b"; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(value), status, headers, "application/json")
+
+
+def error_response(error: BaseException) -> Response:
+    if not isinstance(error, PunaError):
+        log.error("a request hit a bug", exc_info=error)
+    failure = http_failure(error)
+    return Response(failure.json, failure.status, failure.headers, "application/json")
+
+
+class StreamedAnswer(Response):
+    """`chunks` as server-sent events. Closing the connection closes `chunks`, which aborts the request."""
+
+    def __init__(self, chunks: AsyncGenerator[Any]) -> None:
+        super().__init__()
+        self.chunks = chunks
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await while_connected(receive, self._send(scope, receive, send))
+
+    async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            try:
+                first = await anext(self.chunks)
+            except Exception as error:
+                await error_response(error)(scope, receive, send)
+                return
+            await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+            await _frame(send, first)
+            try:
+                async for chunk in self.chunks:
+                    await _frame(send, chunk)
+            except Exception as error:
+                if not isinstance(error, PunaError):
+                    log.error("a stream hit a bug", exc_info=error)
+                await _frame(send, http_failure(error).body)
+            await send({"type": "http.response.body", "body": DONE, "more_body": False})
+        finally:
+            await self.chunks.aclose()
+
+
+class WholeAnswer(Response):
+    """The body that `collect` makes of `chunks`; one path with the stream."""
+
+    def __init__(
+        self,
+        chunks: AsyncGenerator[Any],
+        collect: Callable[[AsyncGenerator[Any]], Awaitable[msgspec.Struct]],
+    ) -> None:
+        super().__init__()
+        self.chunks = chunks
+        self.collect = collect
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await while_connected(receive, self._send(scope, receive, send))
+
+    async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            response = json_response(await self.collect(self.chunks))
+        except Exception as error:
+            response = error_response(error)
+        finally:
+            await self.chunks.aclose()
+        await response(scope, receive, send)
+
+
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+    """Runs `work`, and cancels it when the client closes the connection."""
+    answering = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        if not answering.done():
+            answering.cancel()
+        leaving.cancel()
+        outcome, _ = await asyncio.gather(answering, leaving, return_exceptions=True)
+    if isinstance(outcome, Exception):
+        raise outcome
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _frame(send: Send, value: msgspec.Struct) -> None:
+    await send({"type": "http.response.body", "body": sse_frame(msgspec.json.encode(value)), "more_body": True})

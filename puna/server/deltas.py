@@ -1,0 +1,144 @@
+"""From the engine's token updates to deltas of text, for one prompt or many at once.
+
+It numbers choices (prompt * n + sample), cuts at stop strings, and counts tokens for the usage. It knows nothing of
+the shapes that clients see. Closing `answer` aborts what still runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from puna.engine.output import SampleText
+from puna.engine.params import EngineRequest, PositionLogprobs, SamplingParams
+from puna.errors import EngineError
+from puna.server.answers import PromptTokensDetails, Usage
+
+if TYPE_CHECKING:
+    from puna.engine.client import EngineClient
+    from puna.models.tokenizer import Tokenizer
+
+QUEUED_DELTAS = 64
+
+
+@dataclass(frozen=True)
+class Heading:
+    """What every chunk of one answer repeats."""
+
+    id: str
+    created: int
+    model: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Delta:
+    """News of one choice. `cached_tokens` and `prompt_logprobs` come with the first delta of a choice."""
+
+    index: int
+    text: str
+    token_ids: list[int]
+    logprobs: list[PositionLogprobs]
+    prompt_logprobs: list[PositionLogprobs | None] | None = None
+    cached_tokens: int | None = None
+    finish_reason: str | None = None
+
+    def without_answer(self) -> Delta:
+        """The same news with nothing generated: for a client that only wants its prompt scored."""
+        return dataclasses.replace(self, text="", token_ids=[], logprobs=[])
+
+
+@dataclass
+class UsageCount:
+    """Adds up what an answer used. `prompt_tokens` counts each prompt once, whatever n is."""
+
+    prompt_tokens: int
+    completion_tokens: int = 0
+    cached: dict[int, int] = field(default_factory=dict)  # by prompt
+    samples: int = 1
+
+    def add(self, delta: Delta) -> None:
+        self.completion_tokens += len(delta.token_ids)
+        if delta.cached_tokens is not None:
+            self.cached.setdefault(delta.index // self.samples, delta.cached_tokens)
+
+    def usage(self) -> Usage:
+        return Usage(
+            self.prompt_tokens,
+            self.completion_tokens,
+            self.prompt_tokens + self.completion_tokens,
+            PromptTokensDetails(sum(self.cached.values())),
+        )
+
+
+async def answer(client: EngineClient, tokenizer: Tokenizer, requests: list[EngineRequest]) -> AsyncGenerator[Delta]:
+    """Deltas of all requests as they come; one request a prompt, all with the same n."""
+    if len(requests) == 1:
+        async with aclosing(_one(client, tokenizer, requests[0], 0)) as deltas:
+            async for delta in deltas:
+                yield delta
+        return
+    arrived: asyncio.Queue[Delta | BaseException | None] = asyncio.Queue(QUEUED_DELTAS)
+
+    async def pump(request: EngineRequest, first_index: int) -> None:
+        try:
+            async with aclosing(_one(client, tokenizer, request, first_index)) as deltas:
+                async for delta in deltas:
+                    await arrived.put(delta)
+            await arrived.put(None)
+        except Exception as error:
+            await arrived.put(error)
+
+    tasks = [asyncio.create_task(pump(request, i * request.params.n)) for i, request in enumerate(requests)]
+    try:
+        running = len(tasks)
+        while running:
+            news = await arrived.get()
+            if isinstance(news, BaseException):
+                raise news
+            if news is None:
+                running -= 1
+            else:
+                yield news
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _one(
+    client: EngineClient, tokenizer: Tokenizer, request: EngineRequest, first_index: int
+) -> AsyncGenerator[Delta]:
+    params = request.params
+    texts = [_sample_text(tokenizer, request.prompt_token_ids, params) for _ in range(params.n)]
+    running = params.n
+    async with aclosing(client.generate(request)) as updates:
+        async for update in updates:
+            sample = texts[update.index]
+            if sample.finished:
+                continue
+            delta = sample.push(update)
+            if delta.finish_reason in ("error", "abort"):
+                raise EngineError(delta.error or "the engine ended this request before it was done; send it again")
+            running -= delta.finish_reason is not None
+            if delta.abort and running:
+                await client.abort(request.request_id, update.index)
+            yield Delta(
+                index=first_index + update.index,
+                text=delta.text,
+                token_ids=delta.token_ids,
+                logprobs=delta.logprobs or [],
+                prompt_logprobs=update.prompt_logprobs,
+                cached_tokens=update.cached_tokens,
+                finish_reason=delta.finish_reason,
+            )
+            if not running:
+                return  # closing `updates` aborts what a stop string cut short
+
+
+def _sample_text(tokenizer: Tokenizer, prompt_ids: list[int], params: SamplingParams) -> SampleText:
+    return SampleText(tokenizer.detokenizer(prompt_ids, skip_special_tokens=params.skip_special_tokens), params)

@@ -1,0 +1,115 @@
+"""What each `/v1` path does: check, prepare, ask the engine, hand the chunks to the delivery.
+
+Preparing (templates, tokenizing) runs in a thread, so that one long prompt does not hold up other clients' streams.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import secrets
+import time
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from puna.engine.params import EngineRequest, SamplingParams
+from puna.engine.request import make_request
+from puna.server.body import decode, read_body
+from puna.server.chat import chat_chunks, whole_chat
+from puna.server.completions import CompletionShape, completion_chunks, whole_completion
+from puna.server.delivery import StreamedAnswer, WholeAnswer
+from puna.server.deltas import Heading, UsageCount, answer
+from puna.server.prompts import Prompt, chat_prompt, check_context, completion_prompts
+from puna.server.requests import ChatRequest, Common, CompletionRequest, refuse_unsupported
+from puna.server.sampling import chat_params, completion_params, only_echo
+from puna.server.serving import Serving
+
+
+async def chat_completions(serving: Serving, request: Request) -> Response:
+    body = decode(await read_body(request, serving.max_body_bytes), ChatRequest)
+    serving.check_model(body.model)
+    refuse_unsupported(body)
+    params = chat_params(body)
+    prompt = await asyncio.to_thread(chat_prompt, serving.tokenizer, serving.template, body.messages)
+    check_context([prompt], params.max_tokens, serving.context_tokens)
+    heading = _heading(serving, "chatcmpl")
+    requests = _engine_requests(serving, heading, body, [prompt], params)
+    count = UsageCount(len(prompt.token_ids), samples=params.n)
+    include_usage, continuous = _usage_wanted(body)
+    chunks = chat_chunks(
+        heading,
+        answer(serving.client, serving.tokenizer, requests),
+        count,
+        serving.tokenizer,
+        want_logprobs=bool(body.logprobs),
+        include_usage=include_usage,
+        continuous_usage=continuous,
+    )
+    if body.stream:
+        return StreamedAnswer(chunks)
+    return WholeAnswer(chunks, functools.partial(whole_chat, count=count))
+
+
+async def completions(serving: Serving, request: Request) -> Response:
+    body = decode(await read_body(request, serving.max_body_bytes), CompletionRequest)
+    serving.check_model(body.model)
+    refuse_unsupported(body)
+    params = completion_params(body)
+    prompts = await asyncio.to_thread(completion_prompts, serving.tokenizer, body.prompt)
+    check_context(prompts, params.max_tokens, serving.context_tokens)
+    heading = _heading(serving, "cmpl")
+    requests = _engine_requests(serving, heading, body, prompts, params)
+    count = UsageCount(sum(len(prompt.token_ids) for prompt in prompts), samples=params.n)
+    include_usage, continuous = _usage_wanted(body)
+    shape = CompletionShape(
+        echo=bool(body.echo),
+        only_echo=only_echo(body),
+        logprobs=body.logprobs,
+        prompt_logprobs=body.prompt_logprobs,
+        include_usage=include_usage,
+        continuous_usage=continuous,
+    )
+    deltas = answer(serving.client, serving.tokenizer, requests)
+    chunks = completion_chunks(heading, prompts, params.n, deltas, count, serving.tokenizer, shape)
+    if body.stream:
+        return StreamedAnswer(chunks)
+    return WholeAnswer(chunks, functools.partial(whole_completion, count=count))
+
+
+def model_card(serving: Serving) -> dict[str, Any]:
+    return {
+        "id": serving.name,
+        "object": "model",
+        "created": serving.created,
+        "owned_by": "puna",
+        "max_model_len": serving.context_tokens,
+    }
+
+
+def _heading(serving: Serving, prefix: str) -> Heading:
+    return Heading(f"{prefix}-{secrets.token_hex(12)}", int(time.time()), serving.name, serving.fingerprint)
+
+
+def _usage_wanted(body: Common) -> tuple[bool, bool]:
+    options = body.stream_options
+    if options is None:
+        return False, False
+    return bool(options.include_usage or options.continuous_usage_stats), bool(options.continuous_usage_stats)
+
+
+def _engine_requests(
+    serving: Serving, heading: Heading, body: Common, prompts: list[Prompt], params: SamplingParams
+) -> list[EngineRequest]:
+    return [
+        make_request(
+            serving.tokenizer,
+            f"{heading.id}-{index}",
+            prompt.token_ids,
+            params,
+            priority=body.priority or 0,
+            cache_salt=body.cache_salt or "",
+        )
+        for index, prompt in enumerate(prompts)
+    ]

@@ -1,0 +1,91 @@
+"""From an exception to what an HTTP client sees: the one mapping.
+
+Every `PunaError` has its status, type and code here; anything else is a bug and becomes a 500 without details. Bodies
+have OpenAI's shape. Messages are cut to a bound, so that a request cannot have itself echoed at length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from puna.errors import (
+    EngineError,
+    InputError,
+    MemoryBudgetError,
+    ModelFileError,
+    ModelNotFoundError,
+    OverloadedError,
+    PunaError,
+)
+
+MAX_MESSAGE_CHARS = 1000
+
+
+class RequestError(InputError):
+    """A request that is refused with another status than 400, or with a code that clients look for."""
+
+    def __init__(self, message: str, *, status: int = 400, code: str | None = None, param: str | None = None) -> None:
+        super().__init__(message, param=param)
+        self.status = status
+        self.code = code
+
+
+class ErrorDetail(msgspec.Struct, frozen=True):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    error: ErrorDetail
+
+
+@dataclass(frozen=True)
+class HttpFailure:
+    """A status, the body and the extra headers of one failed request."""
+
+    status: int
+    body: ErrorBody
+    headers: dict[str, str]
+
+    @property
+    def json(self) -> bytes:
+        return msgspec.json.encode(self.body)
+
+
+def http_failure(error: BaseException) -> HttpFailure:
+    """What a client is told of `error`."""
+    status, kind, code = _classify(error)
+    headers: dict[str, str] = {}
+    if isinstance(error, OverloadedError):
+        headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    message = str(error) if isinstance(error, PunaError) else "The server hit a bug; its log has the traceback."
+    if len(message) > MAX_MESSAGE_CHARS:
+        message = message[:MAX_MESSAGE_CHARS] + " ..."
+    param = error.param if isinstance(error, InputError) else None
+    return HttpFailure(status, ErrorBody(ErrorDetail(message, kind, param, code)), headers)
+
+
+def _classify(error: BaseException) -> tuple[int, str, str | None]:
+    match error:
+        case RequestError():
+            return error.status, "invalid_request_error", error.code
+        case MemoryBudgetError():
+            return 400, "invalid_request_error", "memory_budget_exceeded"
+        case InputError():
+            return 400, "invalid_request_error", None
+        case ModelNotFoundError():
+            return 404, "invalid_request_error", "model_not_found"
+        case OverloadedError():
+            return 429, "overloaded_error", "overloaded"
+        case EngineError():
+            return 503, "server_error", "engine_failed"
+        case ModelFileError():
+            return 500, "server_error", "model_file"
+        case _:
+            return 500, "server_error", None

@@ -1,0 +1,143 @@
+"""From messages or prompts to token ids, with the context limit checked before the engine hears of anything.
+
+It knows the wire's shapes of a prompt and the model's tokenizer and chat template; it knows nothing of sampling.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from puna.server.errors import RequestError
+
+if TYPE_CHECKING:
+    from puna.models.template import ChatTemplate
+    from puna.models.tokenizer import Tokenizer
+
+MAX_PROMPTS = 256
+ROLES = ("system", "developer", "user", "assistant")
+# Fields that clients send back with an assistant's message; these values say nothing.
+_EMPTY_MESSAGE_FIELDS: dict[str, tuple[Any, ...]] = {
+    "tool_calls": (None, []),
+    "function_call": (None,),
+    "refusal": (None,),
+    "audio": (None,),
+    "annotations": (None, []),
+    "reasoning_content": (None, ""),
+}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """`text` is what a client would call the prompt (for echo); `token_ids` is what the engine is given."""
+
+    text: str
+    token_ids: list[int]
+
+
+def chat_prompt(tokenizer: Tokenizer, template: ChatTemplate | None, messages: list[dict[str, Any]]) -> Prompt:
+    if template is None:
+        raise RequestError(
+            "this model's file has no chat template; use /v1/completions, or a model that was tuned for chat",
+            param="messages",
+            code="no_chat_template",
+        )
+    if not messages:
+        raise RequestError("messages is empty; send at least one", param="messages")
+    cleaned = [_message(index, message) for index, message in enumerate(messages)]
+    text = template.render(cleaned, add_generation_prompt=True)
+    return Prompt(text, tokenizer.encode(text, add_special=False, parse_special=True))
+
+
+def completion_prompts(tokenizer: Tokenizer, prompt: str | list[Any]) -> list[Prompt]:
+    """A string, a list of strings, token ids, or a list of lists of token ids."""
+    if isinstance(prompt, str):
+        return [_text(tokenizer, prompt)]
+    if not prompt:
+        raise RequestError("prompt is empty; send a string, strings, token ids or lists of token ids", param="prompt")
+    if all(_is_id(item) for item in prompt):
+        return [_ids(tokenizer, prompt, "prompt")]
+    if len(prompt) > MAX_PROMPTS:
+        raise RequestError(f"prompt has {len(prompt)} entries; the limit is {MAX_PROMPTS} a request", param="prompt")
+    if all(isinstance(item, str) for item in prompt):
+        return [_text(tokenizer, item) for item in prompt]
+    if all(isinstance(item, list) for item in prompt):
+        return [_ids(tokenizer, item, f"prompt[{index}]") for index, item in enumerate(prompt)]
+    raise RequestError(
+        "prompt mixes kinds; send a string, a list of strings, a list of token ids or a list of such lists",
+        param="prompt",
+    )
+
+
+def check_context(prompts: list[Prompt], max_tokens: int | None, context_tokens: int) -> None:
+    """RequestError, with the numbers, where a prompt and its answer cannot fit into the context."""
+    for prompt in prompts:
+        count = len(prompt.token_ids)
+        wanted = max_tokens or 1
+        if count + wanted > context_tokens:
+            asked = f"{max_tokens} tokens of answer" if max_tokens else "at least one token of answer"
+            raise RequestError(
+                f"the context holds {context_tokens} tokens, but the prompt has {count} and you ask for {asked}; "
+                f"shorten the prompt{' or lower max_tokens' if max_tokens and count < context_tokens else ''}",
+                code="context_length_exceeded",
+                param="max_tokens" if max_tokens and count < context_tokens else "prompt",
+            )
+
+
+def _message(index: int, message: dict[str, Any]) -> dict[str, Any]:
+    where = f"messages[{index}]"
+    role = message.get("role")
+    if role not in ROLES:
+        raise RequestError(f"{where}.role is {str(role)[:80]!r}; allowed: {', '.join(ROLES)}", param=f"{where}.role")
+    for name, value in message.items():
+        if name in ("role", "content", "name"):
+            continue
+        if name not in _EMPTY_MESSAGE_FIELDS or value not in _EMPTY_MESSAGE_FIELDS[name]:
+            raise RequestError(
+                f"{where}.{name[:80]} is not supported by this server; leave it out",
+                param=f"{where}.{name[:80]}",
+                code="unsupported_parameter",
+            )
+    content = _content(message.get("content"), f"{where}.content", role)
+    return {**message, "role": "system" if role == "developer" else role, "content": content}
+
+
+def _content(content: Any, where: str, role: str) -> str | list[Any]:
+    if isinstance(content, str):
+        return content
+    if content is None and role == "assistant":
+        return ""
+    if isinstance(content, list):
+        for position, part in enumerate(content):
+            if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+                raise RequestError(
+                    f"{where}[{position}] is not a text part; this model reads text only: "
+                    "{'type': 'text', 'text': '...'}",
+                    param=f"{where}[{position}]",
+                )
+        return content
+    raise RequestError(f"{where} takes a string or a list of text parts", param=where)
+
+
+def _text(tokenizer: Tokenizer, text: str) -> Prompt:
+    ids = tokenizer.encode(text)
+    if not ids:
+        raise RequestError("prompt is empty: it has no tokens; send some text", param="prompt")
+    return Prompt(text, ids)
+
+
+def _ids(tokenizer: Tokenizer, ids: list[Any], where: str) -> Prompt:
+    if not ids:
+        raise RequestError(f"{where} is empty; send at least one token id", param=where)
+    vocab = tokenizer.vocab_size
+    for position, token in enumerate(ids):
+        if not _is_id(token) or not 0 <= token < vocab:
+            raise RequestError(
+                f"{where}[{position}] is {str(token)[:40]}; token ids are whole numbers from 0 to {vocab - 1}",
+                param=where,
+            )
+    return Prompt(tokenizer.decode(ids, skip_special_tokens=False), ids)
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,151 @@
+"""The request bodies this server takes, field by field.
+
+Field names are OpenAI's and, beyond those, vLLM's. `null` means "not given". A name that is not here is refused when
+the body is decoded. Fields of features that are off are listed in `OFF_VALUES` with the values that ask for nothing;
+any other value of theirs is refused: nothing is ignored in silence.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from puna.server.errors import RequestError
+
+
+class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class ResponseFormat(msgspec.Struct, frozen=True):
+    type: str
+
+
+class Common(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What chat and text completions share."""
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[int, float] | None = None
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
+    min_tokens: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    seed: int | None = None
+    priority: int | None = None
+    cache_salt: str | None = None
+    # Accepted, without effect on the answer: they name the caller, or say how to cache, which happens anyway.
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+
+
+class ChatRequest(Common, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    messages: list[dict[str, Any]]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    tools: Any = None
+    tool_choice: Any = None
+    parallel_tool_calls: Any = None
+    functions: Any = None
+    function_call: Any = None
+    response_format: ResponseFormat | None = None
+    service_tier: Any = None
+    store: Any = None
+    metadata: Any = None
+    modalities: Any = None
+    audio: Any = None
+    prediction: Any = None
+    reasoning_effort: Any = None
+    verbosity: Any = None
+    web_search_options: Any = None
+
+
+class CompletionRequest(Common, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    prompt: str | list[Any]
+    echo: bool | None = None
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    best_of: int | None = None
+    suffix: Any = None
+
+
+OFF_VALUES: dict[str, tuple[Any, ...]] = {
+    "tools": (None, []),
+    "tool_choice": (None, "none", "auto"),
+    "parallel_tool_calls": (None, True, False),
+    "functions": (None, []),
+    "function_call": (None, "none", "auto"),
+    "service_tier": (None, "auto", "default"),
+    "store": (None, False),
+    "metadata": (None, {}),
+    "modalities": (None, ["text"]),
+    "audio": (None,),
+    "prediction": (None,),
+    "reasoning_effort": (None, "none"),
+    "verbosity": (None,),
+    "web_search_options": (None,),
+    "suffix": (None, ""),
+}
+
+
+def refuse_unsupported(body: ChatRequest | CompletionRequest) -> None:
+    """RequestError where the body asks for a feature that this server does not have, or contradicts itself."""
+    for name, allowed in OFF_VALUES.items():
+        value = getattr(body, name, None)
+        if not any(type(value) is type(off) and value == off for off in allowed):
+            accepted = ", ".join(msgspec.json.encode(off).decode() for off in allowed)
+            raise _unsupported(f"{name} is not supported by this server; leave it out (accepted: {accepted})", name)
+    if body.stream_options is not None:
+        if not body.stream:
+            raise RequestError("stream_options is for streams; add stream=true or leave it out", param="stream_options")
+        if body.stream_options.include_obfuscation:
+            raise _unsupported(
+                "include_obfuscation is not supported; leave it out", "stream_options.include_obfuscation"
+            )
+    if isinstance(body, ChatRequest):
+        _check_chat(body)
+    elif body.best_of is not None and body.best_of != (body.n or 1):
+        raise _unsupported(
+            f"best_of is {body.best_of} and n is {body.n or 1}; only equal values are supported", "best_of"
+        )
+
+
+def _check_chat(body: ChatRequest) -> None:
+    if body.response_format is not None and body.response_format.type != "text":
+        raise _unsupported(
+            "response_format takes {'type': 'text'} only; this server has no grammars", "response_format"
+        )
+    if body.top_logprobs is not None:
+        if not body.logprobs:
+            raise RequestError("top_logprobs needs logprobs=true", param="top_logprobs")
+        if not 0 <= body.top_logprobs <= 20:
+            raise RequestError(f"top_logprobs is {body.top_logprobs}; allowed: 0 to 20", param="top_logprobs")
+    both = body.max_tokens, body.max_completion_tokens
+    if None not in both and both[0] != both[1]:
+        raise RequestError(
+            f"max_tokens is {both[0]} and max_completion_tokens is {both[1]}; they mean the same, give one",
+            param="max_completion_tokens",
+        )
+
+
+def _unsupported(message: str, param: str) -> RequestError:
+    return RequestError(message, code="unsupported_parameter", param=param)

@@ -1,0 +1,67 @@
+"""From a request body to `SamplingParams`: names and defaults of the wire, no tokens, no text.
+
+A field that was not given takes OpenAI's default (temperature 1, top_p 1, n 1; 16 tokens for a text completion, up to
+the context for a chat).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from puna.engine.params import SamplingParams
+from puna.server.requests import ChatRequest, Common, CompletionRequest
+
+COMPLETION_MAX_TOKENS = 16
+
+# Fields that have the same name and meaning in `SamplingParams`.
+_SAME = (
+    "n",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "frequency_penalty",
+    "presence_penalty",
+    "logit_bias",
+    "allowed_token_ids",
+    "bad_words",
+    "min_tokens",
+    "stop",
+    "stop_token_ids",
+    "include_stop_str_in_output",
+    "ignore_eos",
+    "skip_special_tokens",
+    "seed",
+)
+
+
+def chat_params(body: ChatRequest) -> SamplingParams:
+    wanted = _given(body)
+    wanted["max_tokens"] = body.max_tokens if body.max_tokens is not None else body.max_completion_tokens
+    if body.logprobs:
+        wanted["logprobs"] = body.top_logprobs or 0
+    return SamplingParams(**wanted)
+
+
+def completion_params(body: CompletionRequest) -> SamplingParams:
+    """`max_tokens: 0` with `echo` becomes one token, which `only_echo` says to drop."""
+    wanted = _given(body)
+    wanted["max_tokens"] = COMPLETION_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    if only_echo(body):
+        wanted["max_tokens"] = 1
+    if body.logprobs is not None:
+        wanted["logprobs"] = body.logprobs
+    if body.prompt_logprobs is not None:
+        wanted["prompt_logprobs"] = body.prompt_logprobs
+    if body.echo and body.logprobs is not None:
+        wanted["prompt_logprobs"] = max(body.logprobs, body.prompt_logprobs or 0)
+    return SamplingParams(**wanted)
+
+
+def only_echo(body: CompletionRequest) -> bool:
+    return bool(body.echo) and body.max_tokens == 0
+
+
+def _given(body: Common) -> dict[str, Any]:
+    return {name: value for name in _SAME if (value := getattr(body, name)) is not None}

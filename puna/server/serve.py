@@ -1,0 +1,144 @@
+"""Runs the server: binds the port, starts the engine process, serves until a signal, leaves nothing behind.
+
+The port is taken before the model is loaded, so a port in use is known at once, and listened to only when answers can
+be given. On SIGINT or SIGTERM running answers get `drain_s` seconds to end; then they end with an error event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import uvicorn
+
+from puna.engine.client import EngineClient
+from puna.engine.config import EngineConfig
+from puna.engine.prompts import chat_template
+from puna.errors import InputError, PunaError
+from puna.models.load import load_model
+from puna.server.app import make_app
+from puna.server.serving import Serving
+
+CLOSE_S = 3  # after draining: for the error events to be written
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """`names`: what clients may call the model. `port` 0 takes any free one."""
+
+    names: tuple[str, ...]
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key: str | None = None
+    max_body_bytes: int = 16 << 20
+    drain_s: float = 5.0
+
+
+class PortError(PunaError):
+    """The address cannot be served on."""
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None], on_drained: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_ready = on_ready
+        self._on_drained = on_drained
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        assert isinstance(self.config.timeout_graceful_shutdown, int)
+        drain_s = self.config.timeout_graceful_shutdown - CLOSE_S
+        timer = asyncio.get_running_loop().call_later(drain_s, self._on_drained)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            timer.cancel()
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A bound socket that does not listen yet. PortError says what to do."""
+    if not 0 <= port <= 65535:
+        raise InputError(f"port is {port}; allowed: 0 (any free one) to 65535", param="port")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise PortError(f"the host {host!r} is not an address of this machine: {error.strerror}") from error
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        bound.close()
+        raise PortError(
+            f"cannot serve on {host} port {port}: {error.strerror}; choose another with --port, or 0 for any free one"
+        ) from error
+    return bound
+
+
+def url_of(bound: socket.socket) -> str:
+    host, port = bound.getsockname()[:2]
+    return f"http://[{host}]:{port}" if bound.family == socket.AF_INET6 else f"http://{host}:{port}"
+
+
+def run(config: EngineConfig, options: ServeOptions, announce: Callable[[str], None]) -> None:
+    """Serves until SIGINT or SIGTERM. `announce` is told the lines that a person wants to see: memory, the address."""
+    with bind(options.host, options.port) as bound:
+        asyncio.run(_serve(config, options, bound, announce))
+
+
+async def _serve(
+    config: EngineConfig, options: ServeOptions, bound: socket.socket, announce: Callable[[str], None]
+) -> None:
+    client = await EngineClient.start(config)
+    try:
+        info = client.info
+        model = await asyncio.to_thread(load_model, info.model_path)
+        serving = Serving(
+            names=options.names,
+            tokenizer=model.tokenizer,
+            template=chat_template(model),
+            client=client,
+            context_tokens=info.max_model_len,
+            fingerprint=info.fingerprint,
+            api_key=options.api_key,
+            max_body_bytes=options.max_body_bytes,
+        )
+        for line in info.memory:
+            announce(f"  {line.name:16} {line.size:>10}  {line.note}")
+        await _listen(serving, options, bound, announce)
+    finally:
+        await client.close()
+
+
+async def _listen(
+    serving: Serving, options: ServeOptions, bound: socket.socket, announce: Callable[[str], None]
+) -> None:
+    url = url_of(bound)
+    config = uvicorn.Config(
+        make_app(serving),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        timeout_graceful_shutdown=math.ceil(options.drain_s) + CLOSE_S,
+    )
+    closing: list[asyncio.Task[None]] = []
+    server = _Server(
+        config,
+        on_ready=lambda: announce(f"Puna serves {serving.name} at {url}"),
+        on_drained=lambda: closing.append(asyncio.ensure_future(serving.client.close())),
+    )
+    # The server raises the signal that ended it again when it is done; by then there is nothing left to interrupt.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    await server.serve([bound])
+    await asyncio.gather(*closing)

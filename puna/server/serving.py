@@ -1,0 +1,61 @@
+"""What every endpoint needs to know: the served model, its tokenizer and template, its engine, the limits at the door.
+
+It decides who may come in and which model they may name.
+"""
+
+from __future__ import annotations
+
+import hmac
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from starlette.requests import Request
+
+from puna.server.errors import RequestError
+
+if TYPE_CHECKING:
+    from puna.engine.client import EngineClient
+    from puna.models.template import ChatTemplate
+    from puna.models.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Serving:
+    """One served model. `names`: what clients may call it; the first is how answers call it."""
+
+    names: tuple[str, ...]
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    client: EngineClient
+    context_tokens: int
+    fingerprint: str
+    api_key: str | None
+    max_body_bytes: int
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+    def check_key(self, request: Request) -> None:
+        """RequestError (401) unless the request carries the key, where one is set."""
+        if self.api_key is None:
+            return
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self.api_key.encode()):
+            raise RequestError(
+                "a valid API key is needed; send the header 'authorization: Bearer <key>'",
+                status=401,
+                code="invalid_api_key",
+            )
+
+    def check_model(self, name: str | None) -> None:
+        """RequestError (404) where `name` is not a model of this server. None means the one that is served."""
+        if name is not None and name not in self.names:
+            raise RequestError(
+                f"the model {name[:200]!r} is not served here; served: {', '.join(self.names)}",
+                status=404,
+                code="model_not_found",
+                param="model",
+            )
