@@ -15,6 +15,7 @@ from puna.errors import InputError
 
 Backend = Literal["cpu", "reference"]
 BLOCK_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+NATIVE_BLOCK = 16
 MAX_SEQS_LIMIT = 4096
 
 
@@ -73,6 +74,12 @@ def _check(c: EngineConfig) -> None:
     _choice("kv_dtype", c.kv_dtype, ("bf16", "f32"))
     _choice("policy", c.policy, ("fcfs", "priority"))
     _choice("block_size", c.block_size, BLOCK_SIZES)
+    if c.backend == "cpu" and c.block_size % NATIVE_BLOCK:
+        raise InputError(
+            f"block_size is {c.block_size}, but the native backend takes multiples of {NATIVE_BLOCK}; "
+            f"use {NATIVE_BLOCK}, or backend='reference'",
+            param="block_size",
+        )
     _choice("prefix_cache", c.prefix_cache, (True, False))
     _text("isa", c.isa)
     if c.record is not None:

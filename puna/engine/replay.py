@@ -117,8 +117,7 @@ def _first_difference(record: StepRecord, output: StepOutput) -> Difference | No
         expected, found = record.output[field.name].numpy(), getattr(output, field.name)
         if expected.shape != found.shape:
             return _difference(record, 0, field.name, f"of shape {expected.shape}", f"of shape {found.shape}")
-        flat = (expected.view(np.int32) != found.view(np.int32)).reshape(len(expected), -1)
-        rows = np.flatnonzero(flat.any(axis=1))
+        rows = np.nonzero(expected.view(np.int32) != found.view(np.int32))[0]
         if len(rows) and (worst is None or rows[0] < worst[0]):
             worst = (int(rows[0]), field.name)
     if worst is None:
