@@ -8,17 +8,16 @@ client's. It has no thread of its own: whoever owns it calls `step` while `has_w
 from __future__ import annotations
 
 import time
-from array import array
 from collections.abc import Callable
 
 from puna.engine.backend import Backend, open_backend
 from puna.engine.config import EngineConfig
-from puna.engine.door import DoorLimits, check_request, room_for_output
-from puna.engine.live import LiveRequest, PromptScores, Sample, Stream, position_logprobs
+from puna.engine.door import DoorLimits, check_request
+from puna.engine.entry import StreamMaker
+from puna.engine.live import LiveRequest, Sample, Stream, position_logprobs
 from puna.engine.params import EngineRequest, FinishReason, SampleUpdate
 from puna.engine.record import StepRecorder, open_recorder
 from puna.engine.runner import PreparedStep, Runner
-from puna.engine.sampling import compile_recipe
 from puna.engine.stats import EngineCounters, EngineStats
 from puna.errors import InputError
 from puna.kernels.batch import U64, StepOutput
@@ -54,7 +53,7 @@ class Engine:
         self._clock = clock
         self._live: dict[str, LiveRequest] = {}
         self._outbox: list[SampleUpdate] = []
-        self._next_sequence_id = 0
+        self._maker = StreamMaker(self.limits)
 
     @property
     def has_work(self) -> bool:
@@ -80,7 +79,7 @@ class Engine:
         now = self._clock()
         live = LiveRequest(request)
         try:
-            for stream in self._first_streams(request, now):
+            for stream in self._maker.first_streams(request, now):
                 self.scheduler.add(stream.sequence, now)
                 live.streams.append(stream)
         except Exception:
@@ -152,45 +151,6 @@ class Engine:
         if self._recorder is not None:
             self._recorder.close()
 
-    def _first_streams(self, request: EngineRequest, now: float) -> list[Stream]:
-        """One stream with all samples, or, where the samples already differ, one each."""
-        p = request.params
-        samples = [
-            Sample(
-                request.request_id,
-                i,
-                compile_recipe(p, i, len(request.prompt_token_ids), request.eos_token_ids, request.bad_word_ids),
-            )
-            for i in range(p.n)
-        ]
-        delivered = [*request.delivered, *([[]] * (p.n - len(request.delivered)))]
-        if any(delivered):
-            streams = []
-            for sample, tokens in zip(samples, delivered, strict=True):
-                sample.started = bool(tokens)
-                streams.append(Stream(self._sequence(request, tokens, 1, now), [sample]))
-            return streams
-        stream = Stream(self._sequence(request, [], p.n, now), samples)
-        if p.prompt_logprobs is not None:
-            stream.scores = PromptScores(request.prompt_token_ids, p.prompt_logprobs)
-            stream.sequence.reuse_prefix = len(request.prompt_token_ids) == 1
-        return [stream]
-
-    def _sequence(self, request: EngineRequest, delivered: list[int], seats: int, now: float) -> Sequence:
-        self._next_sequence_id += 1
-        prompt_len = len(request.prompt_token_ids)
-        return Sequence(
-            sequence_id=self._next_sequence_id,
-            tokens=array("i", [*request.prompt_token_ids, *delivered]),
-            prompt_len=prompt_len,
-            max_total_len=prompt_len + room_for_output(request, self.limits),
-            arrival=now,
-            priority=request.priority,
-            tenant=request.tenant,
-            cache_salt=request.cache_salt,
-            seats=seats,
-        )
-
     def _end_if_delivered_whole(self, stream: Stream) -> None:
         """A resumed sample may have ended with the last token that was delivered."""
         (sample, *_) = stream.samples
@@ -230,7 +190,7 @@ class Engine:
                 places[sample] = stream
                 continue
             live = self._live[sample.request_id]
-            child = Stream(self._sequence(live.request, [], 1, stream.sequence.arrival), [sample])
+            child = self._maker.child(live.request, stream, sample)
             self.scheduler.fork(stream.sequence, child.sequence, now)
             self._runner.enter(child)
             live.streams.append(child)

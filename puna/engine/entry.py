@@ -1,0 +1,63 @@
+"""From a request to the sequences that the scheduler runs for it.
+
+Normally one sequence for all n samples, forked when the prompt is computed; where a resumed request's samples already
+differ, one each. Knows requests, recipes and the context limit; does not know who runs sequences.
+"""
+
+from __future__ import annotations
+
+from array import array
+
+from puna.engine.door import DoorLimits, room_for_output
+from puna.engine.live import PromptScores, Sample, Stream
+from puna.engine.params import EngineRequest
+from puna.engine.sampling import compile_recipe
+from puna.sched.sequence import Sequence
+
+
+class StreamMaker:
+    """Numbers the sequences of one engine."""
+
+    def __init__(self, limits: DoorLimits) -> None:
+        self._limits = limits
+        self._last_id = 0
+
+    def first_streams(self, request: EngineRequest, arrival: float) -> list[Stream]:
+        """The streams that a checked request starts with."""
+        p, prompt_len = request.params, len(request.prompt_token_ids)
+        samples = [
+            Sample(request.request_id, i, compile_recipe(p, i, prompt_len, request.eos_token_ids, request.bad_word_ids))
+            for i in range(p.n)
+        ]
+        if any(request.delivered):
+            missing: list[list[int]] = [[]] * (p.n - len(request.delivered))
+            resumed = zip(samples, [*request.delivered, *missing], strict=True)
+            return [self._resumed(request, sample, tokens, arrival) for sample, tokens in resumed]
+        stream = Stream(self._sequence(request, [], p.n, arrival), samples)
+        if p.prompt_logprobs is not None:
+            stream.scores = PromptScores(request.prompt_token_ids, p.prompt_logprobs)
+            stream.sequence.reuse_prefix = prompt_len == 1
+        return [stream]
+
+    def child(self, request: EngineRequest, parent: Stream, sample: Sample) -> Stream:
+        """A stream of its own for `sample` of `parent`, to be forked."""
+        return Stream(self._sequence(request, [], 1, parent.sequence.arrival), [sample])
+
+    def _resumed(self, request: EngineRequest, sample: Sample, tokens: list[int], arrival: float) -> Stream:
+        sample.started = bool(tokens)
+        return Stream(self._sequence(request, tokens, 1, arrival), [sample])
+
+    def _sequence(self, request: EngineRequest, delivered: list[int], seats: int, arrival: float) -> Sequence:
+        self._last_id += 1
+        prompt_len = len(request.prompt_token_ids)
+        return Sequence(
+            sequence_id=self._last_id,
+            tokens=array("i", [*request.prompt_token_ids, *delivered]),
+            prompt_len=prompt_len,
+            max_total_len=prompt_len + room_for_output(request, self._limits),
+            arrival=arrival,
+            priority=request.priority,
+            tenant=request.tenant,
+            cache_salt=request.cache_salt,
+            seats=seats,
+        )
