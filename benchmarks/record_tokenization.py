@@ -1,0 +1,71 @@
+"""Records how other programs tokenize the corpus of the tests, so that the tests can compare without them.
+
+    python benchmarks/record_tokenization.py MODEL.gguf --llama-tokenize PATH [--out FILE]
+
+`llama-tokenize` is the program of llama.cpp; transformers is used where it can be imported (with `gguf` and `torch`).
+Each text is recorded twice, with special tokens parsed and as plain text. It needs nothing of Puna, so it runs in the
+environment that has the peers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+DATA = Path(__file__).parent.parent / "tests" / "models" / "data"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--llama-tokenize", type=Path, help="path of the program")
+    parser.add_argument("--out", type=Path, default=DATA / "tokenization.json")
+    options = parser.parse_args()
+    texts = [json.loads(line) for line in (DATA / "corpus.txt").read_text().splitlines()]
+    peers: dict[str, str] = {}
+    rows: list[dict[str, Any]] = [{"text": text} for text in texts]
+    if options.llama_tokenize:
+        peers["llama.cpp"] = llama_version(options.llama_tokenize)
+        for row in rows:
+            row["llama.cpp"] = [llama_ids(options, row["text"], parse_special=special) for special in (True, False)]
+    if importlib.util.find_spec("transformers"):
+        peers["transformers"] = importlib.metadata.version("transformers")
+        record_transformers(options.model, rows)
+    head = {"model_sha256": hashlib.sha256(options.model.read_bytes()).hexdigest(), "peers": peers}
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    options.out.write_text(f'{json.dumps(head)[:-1]}, "rows": [\n{lines}\n]}}\n')
+    print(f"{len(rows)} texts, {peers} -> {options.out}")
+
+
+def llama_version(program: Path) -> str:
+    outcome = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
+    return (outcome.stdout + outcome.stderr).splitlines()[0].removeprefix("version:").strip()
+
+
+def llama_ids(options: argparse.Namespace, text: str, *, parse_special: bool) -> list[int] | None:
+    command = [options.llama_tokenize, "-m", options.model, "--stdin", "--ids", "--no-escape"]
+    command += [] if parse_special else ["--no-parse-special"]
+    outcome = subprocess.run(command, input=text.encode(), capture_output=True, check=False)
+    if outcome.returncode:
+        return None
+    ids: list[int] = ast.literal_eval(outcome.stdout.decode().splitlines()[-1])
+    return ids
+
+
+def record_transformers(model: Path, rows: list[dict[str, Any]]) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(model.parent), gguf_file=model.name)
+    for row in rows:
+        row["transformers"] = [tokenizer.encode(row["text"], split_special_tokens=split) for split in (False, True)]
+
+
+if __name__ == "__main__":
+    main()
