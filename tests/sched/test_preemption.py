@@ -8,11 +8,13 @@ from collections.abc import Sequence as SequenceOf
 import pytest
 
 from puna.kernels.batch import MOVE_COPY, MOVE_IN, MOVE_OUT
+from puna.sched.draft import Draft
 from puna.sched.fcfs import Fcfs
 from puna.sched.priority import Priority
 from puna.sched.sequence import Sequence, Status
 
 from .bench import Bench, rows
+from .fake_kv import make_sequence
 
 
 def crowded(**config: int | bool) -> tuple[Bench, Sequence, Sequence]:
@@ -81,6 +83,16 @@ def test_the_copy_of_a_victim_is_cancelled_or_made_before_it_is_swapped_out(tier
     assert list(step.moves) == (copied if tier_blocks else [])
     bench.finish(important, child)
     assert rows(bench.step()) == [(0, 6, 1, True) if tier_blocks else (0, 0, 7, True)]
+
+
+def test_cancelling_a_copy_leaves_an_earlier_one_into_the_same_block_alone() -> None:
+    draft = Draft(budget=8)
+    swapped, recomputed = make_sequence(0, [1], 4), make_sequence(1, [1], 4)
+    draft.add_copy(swapped, (MOVE_COPY, 1, 3))
+    draft.moves.append((MOVE_OUT, 3, 0))
+    draft.add_copy(recomputed, (MOVE_COPY, 1, 3))  # block 3 was free again
+    draft.cancel_copy(recomputed)
+    assert draft.moves == [(MOVE_COPY, 1, 3), (MOVE_OUT, 3, 0)]
 
 
 def test_a_swapped_out_sequence_goes_on_where_it_stopped() -> None:
@@ -198,6 +210,23 @@ def test_what_a_failed_step_swapped_out_is_recomputed() -> None:
     assert (second.status, second.computed_len, bench.scheduler.stats().tier_used) == (Status.WAITING, 0, 0)
     bench.finish(first)
     assert rows(bench.step()) == [(1, 0, 13, True)]
+
+
+def test_what_came_back_in_a_failed_step_is_recomputed_even_if_it_had_no_row() -> None:
+    bench = Bench(num_blocks=6, tier_blocks=8, prefix_cache=False)
+    first, idle = bench.add([1] * 4, room=16), bench.add([2] * 15)
+    step = bench.scheduler.schedule(0.0)
+    bench.kv.run(step)
+    bench.scheduler.commit(step, 0.0)
+    bench.scheduler.append(first, 9, 0.0)  # the other one's next token is not drawn yet
+    assert bench.step().preempted == (idle,)
+    bench.finish(first)
+    step = bench.scheduler.schedule(0.0)
+    assert (rows(step), len(step.moves), idle.status) == ([], 4, Status.RUNNING)
+    bench.scheduler.abandon(step)
+    bench.scheduler.check_invariants()
+    assert (idle.status, idle.computed_len) == (Status.WAITING, 0)
+    assert rows(bench.step()) == [(1, 0, 15, True)]
 
 
 def test_a_step_must_be_committed_before_the_next_and_only_once() -> None:
