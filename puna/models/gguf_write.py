@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from puna.kernels.tensor import BLOCK_SIZES
-from puna.models import gguf
+from puna.models import gguf_format as gguf
 
 F32Array = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from puna.errors import ModelFileError, ModelNotFoundError
 from puna.kernels.tensor import BLOCK_SIZES
-from puna.models import gguf
+from puna.models import gguf_format as gguf
 from puna.models.gguf import parse_gguf, read_gguf
 from puna.models.gguf_write import TensorToWrite, Typed, encode, gguf_bytes
 
