@@ -4,6 +4,8 @@ A policy hears of arrivals, tokens and exits and may keep counters of its own. I
 sequence's state: that is the scheduler's. It has no clock; times are passed in, in seconds.
 """
 
+# ruff: noqa: ARG002 - the defaults ignore what they are told
+
 from __future__ import annotations
 
 from abc import abstractmethod
@@ -30,24 +32,23 @@ class Policy(Protocol):
         """The one of `running` (never empty) that gives its blocks back because memory ran out."""
         ...
 
-    def reclaim(
-        self,
-        waiting: SequenceOf[Sequence],  # noqa: ARG002
-        running: SequenceOf[Sequence],  # noqa: ARG002
-    ) -> Sequence | None:
+    def reclaim(self, waiting: SequenceOf[Sequence], running: SequenceOf[Sequence]) -> Sequence | None:
         """Asked once a step, while some wait and some run: one of `running` to preempt so that a waiting sequence gets
         its place, or None."""
         return None
 
-    def shed(self, waiting: SequenceOf[Sequence], now: float) -> Iterable[Sequence]:  # noqa: ARG002
+    def shed(self, waiting: SequenceOf[Sequence], now: float) -> Iterable[Sequence]:
         """Those of `waiting` to give up on: they leave without (further) running."""
         return ()
 
     def on_arrival(self, sequence: Sequence, now: float) -> None:
         """`sequence` was added, or forked from a running one."""
+        return
 
     def on_tokens(self, sequence: Sequence, computed: int, drawn: int, now: float) -> None:
         """`computed` more known tokens went through the model (again, after a preemption), `drawn` more were drawn."""
+        return
 
     def on_exit(self, sequence: Sequence, now: float) -> None:
         """`sequence` finished or was aborted or shed."""
+        return
