@@ -152,7 +152,7 @@ def read_vocabulary(file: GgufFile) -> Vocabulary:
     pre = file.string("tokenizer.ggml.pre", "default")
     if pre not in PRE_TOKENIZERS:
         file.fail(f"the pre-tokenizer {pre!r} is not known; known: {', '.join(sorted(PRE_TOKENIZERS))}")
-    texts = _strings(file, "tokenizer.ggml.tokens")
+    texts = [text or f"[EMPTY_{i}]" for i, text in enumerate(_strings(file, "tokenizer.ggml.tokens"))]
     if len(set(texts)) != len(texts):
         seen: set[str] = set()
         twice = next(text for text in texts if text in seen or seen.add(text))  # type: ignore[func-returns-value]

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from puna.errors import ModelFileError
+from puna.errors import ModelFileError, PunaError
 from puna.kernels.program import Attend, Gate, KVShape, Linear, RmsNorm, Rope, Softcap, StoreKV
 from puna.models.gguf import read_gguf
 from puna.models.gguf_write import TensorToWrite, encode, write_gguf
@@ -24,6 +26,7 @@ from puna.models.spec import (
     NormSpec,
     RopeSpec,
 )
+from puna.models.template import ChatTemplate
 from tests.tiny import write_tiny_llama
 
 
@@ -150,6 +153,29 @@ def test_metadata_that_describe_no_llama_are_refused(tmp_path: Path, metadata: d
     path = write_tiny_llama(tmp_path / "m.gguf", metadata=metadata)
     with pytest.raises(ModelFileError, match=said):
         load_model(path)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_a_damaged_file_never_does_more_than_raise(
+    tiny: LoadedModel, tmp_path_factory: Any, data: st.DataObject
+) -> None:
+    """Any bytes of the header changed: description, program, weights and tokenizer come out, or a PunaError."""
+    content = bytearray(tiny.path.read_bytes())
+    for position in data.draw(st.lists(st.integers(8, tiny.file.data_start - 1), min_size=1, max_size=6)):
+        content[position] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.getbasetemp() / "damaged.gguf"
+    path.write_bytes(content)
+    refusal = None
+    try:
+        model = load_model(path)
+        ids = model.tokenizer.encode("hello <|im_end|> 123")
+        model.tokenizer.decode(ids)
+        if model.chat_template is not None:
+            ChatTemplate(model.chat_template).render([{"role": "user", "content": "hi"}])
+    except PunaError as error:
+        refusal = error
+    assert refusal is None or len(str(refusal)) < 2000
 
 
 def test_the_fingerprint_tells_files_apart_and_stays_for_a_copy(tmp_path: Path) -> None:
