@@ -14,6 +14,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import puna
 from puna.engine.messages import BOARD_BYTES, BOARD_OPERATORS, BOARD_STEP_NS, BOARD_STEPS
@@ -80,7 +81,7 @@ class EngineProcess:
 def launch() -> EngineProcess:
     """Starts `python -m puna.engine.process`. Its standard error is ours; it reads and prints nothing."""
     ours, theirs = socket.socketpair()
-    with tempfile.TemporaryFile() as board:
+    with _memory_file() as board:
         board.truncate(BOARD_BYTES)
         memory = mmap.mmap(board.fileno(), BOARD_BYTES)
         command = [sys.executable, "-m", "puna.engine.process", str(theirs.fileno()), str(board.fileno())]
@@ -98,6 +99,12 @@ def launch() -> EngineProcess:
         finally:
             theirs.close()
     return EngineProcess(child, ours, Board(memory))
+
+
+def _memory_file() -> IO[bytes]:
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("puna-board"), "r+b")
+    return tempfile.TemporaryFile()
 
 
 def _environment() -> dict[str, str]:
