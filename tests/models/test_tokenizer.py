@@ -14,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from puna.errors import InputError, ModelFileError
+from puna.models.gguf import read_gguf
+from puna.models.gguf_write import write_gguf
 from puna.models.load import LoadedModel, load_model
 from puna.models.pretokenizers import PRE_TOKENIZERS
 from puna.models.tokenizer import NORMAL, USER_DEFINED, Tokenizer
@@ -22,6 +24,8 @@ from tests.tiny import FIRST_BYTE_ID, SPECIAL_TOKENS, tiny_vocabulary, write_tin
 DATA = Path(__file__).parent / "data"
 TEXTS = [json.loads(line) for line in (DATA / "corpus.txt").read_text().splitlines()]
 RECORDED = json.loads((DATA / "tokenization.json").read_text())
+
+CUTS = json.loads((DATA / "cuts.json").read_text())
 
 any_text = st.text(st.characters(exclude_categories=["Cs"]))
 tiny_ids = st.lists(st.integers(0, 299), max_size=60)
@@ -212,6 +216,19 @@ def test_smollm2_tokenizes_as_llama_cpp_does(smollm2: LoadedModel, parse_special
     for row in RECORDED["rows"]:
         expected = row["llama.cpp"][0 if parse_special else 1]
         assert smollm2.tokenizer.encode(row["text"], parse_special=parse_special) == expected, row["text"]
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("recorded", CUTS["cuts"], ids=lambda recorded: recorded["pre"])
+def test_every_cut_gives_the_ids_that_llama_cpp_gives(
+    smollm2: LoadedModel, tmp_path: Path, recorded: dict[str, Any]
+) -> None:
+    """SmolLM2's vocabulary under another pre-tokenizer's name."""
+    metadata = {**smollm2.metadata, "tokenizer.ggml.pre": recorded["pre"]}
+    write_gguf(tmp_path / "vocabulary.gguf", metadata, [])
+    tokenizer = Tokenizer.from_gguf(read_gguf(tmp_path / "vocabulary.gguf"))
+    for text, expected in zip(TEXTS, recorded["ids"], strict=True):
+        assert tokenizer.encode(text) == expected, text
 
 
 @pytest.mark.model
