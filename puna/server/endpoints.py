@@ -23,7 +23,7 @@ from puna.server.delivery import StreamedAnswer, WholeAnswer
 from puna.server.deltas import Heading, UsageCount, answer
 from puna.server.prompts import Prompt, chat_prompt, check_context, completion_prompts
 from puna.server.requests import ChatRequest, Common, CompletionRequest, refuse_unsupported
-from puna.server.sampling import chat_params, completion_params, only_echo
+from puna.server.sampling import chat_params, check_token_ids, completion_params, only_echo
 from puna.server.serving import Serving
 
 
@@ -32,10 +32,13 @@ async def chat_completions(serving: Serving, request: Request) -> Response:
     serving.check_model(body.model)
     refuse_unsupported(body)
     params = chat_params(body)
-    prompt = await asyncio.to_thread(chat_prompt, serving.tokenizer, serving.template, body.messages)
-    check_context([prompt], params.max_tokens, serving.context_tokens)
     heading = _heading(serving, "chatcmpl")
-    requests = _engine_requests(serving, heading, body, [prompt], params)
+
+    def prepare() -> tuple[Prompt, list[EngineRequest]]:
+        prompt = chat_prompt(serving.tokenizer, serving.template, body.messages)
+        return prompt, _engine_requests(serving, heading, body, [prompt], params)
+
+    prompt, requests = await asyncio.to_thread(prepare)
     count = UsageCount(len(prompt.token_ids), samples=params.n)
     include_usage, continuous = _usage_wanted(body)
     chunks = chat_chunks(
@@ -57,10 +60,13 @@ async def completions(serving: Serving, request: Request) -> Response:
     serving.check_model(body.model)
     refuse_unsupported(body)
     params = completion_params(body)
-    prompts = await asyncio.to_thread(completion_prompts, serving.tokenizer, body.prompt)
-    check_context(prompts, params.max_tokens, serving.context_tokens)
     heading = _heading(serving, "cmpl")
-    requests = _engine_requests(serving, heading, body, prompts, params)
+
+    def prepare() -> tuple[list[Prompt], list[EngineRequest]]:
+        prompts = completion_prompts(serving.tokenizer, body.prompt)
+        return prompts, _engine_requests(serving, heading, body, prompts, params)
+
+    prompts, requests = await asyncio.to_thread(prepare)
     count = UsageCount(sum(len(prompt.token_ids) for prompt in prompts), samples=params.n)
     include_usage, continuous = _usage_wanted(body)
     shape = CompletionShape(
@@ -102,6 +108,10 @@ def _usage_wanted(body: Common) -> tuple[bool, bool]:
 def _engine_requests(
     serving: Serving, heading: Heading, body: Common, prompts: list[Prompt], params: SamplingParams
 ) -> list[EngineRequest]:
+    """One a prompt, after all that can be checked here was checked."""
+    check_context(prompts, params.max_tokens, serving.context_tokens)
+    check_token_ids(params, serving.tokenizer.vocab_size)
+    serving.check_priority(body.priority)
     return [
         make_request(
             serving.tokenizer,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from puna.engine.params import SamplingParams
+from puna.errors import InputError
 from puna.server.requests import ChatRequest, Common, CompletionRequest
 
 COMPLETION_MAX_TOKENS = 16
@@ -57,6 +58,21 @@ def completion_params(body: CompletionRequest) -> SamplingParams:
     if body.echo and body.logprobs is not None:
         wanted["prompt_logprobs"] = max(body.logprobs, body.prompt_logprobs or 0)
     return SamplingParams(**wanted)
+
+
+def check_token_ids(params: SamplingParams, vocab_size: int) -> None:
+    """InputError where a parameter names a token that the model does not have."""
+    named = {
+        "logit_bias": params.logit_bias,
+        "allowed_token_ids": params.allowed_token_ids or (),
+        "stop_token_ids": params.stop_token_ids,
+    }
+    for name, ids in named.items():
+        for token in ids:
+            if not 0 <= token < vocab_size:
+                raise InputError(
+                    f"{name} has the token id {str(token)[:40]}; this model's ids are 0 to {vocab_size - 1}", param=name
+                )
 
 
 def only_echo(body: CompletionRequest) -> bool:

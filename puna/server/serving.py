@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from puna.models.template import ChatTemplate
     from puna.models.tokenizer import Tokenizer
 
+MAX_PRIORITY = 2**31 - 1
+
 
 @dataclass(frozen=True)
 class Serving:
@@ -58,4 +60,18 @@ class Serving:
                 status=404,
                 code="model_not_found",
                 param="model",
+            )
+
+    def check_priority(self, priority: int | None) -> None:
+        """RequestError where a priority would be ignored, or is no number that the engine can hold."""
+        if priority and self.client.info.config.policy != "priority":
+            raise RequestError(
+                "priority is of no use here: this server runs first come, first served; leave it out, or start the "
+                "server with --policy priority",
+                param="priority",
+                code="unsupported_parameter",
+            )
+        if priority and abs(priority) > MAX_PRIORITY:
+            raise RequestError(
+                f"priority is {str(priority)[:40]}; allowed: {-MAX_PRIORITY} to {MAX_PRIORITY}", param="priority"
             )

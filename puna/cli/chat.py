@@ -1,0 +1,127 @@
+"""`puna chat`: one question and its answer, or a conversation.
+
+It decides where the question comes from and where the answer goes; the conversation itself is in repl.py.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import stat
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from puna.cli import options
+from puna.errors import InputError
+
+if TYPE_CHECKING:
+    from puna.cli.local import LocalModel
+    from puna.engine.params import SamplingParams
+
+STDIN_NOTICE_S = 1.0
+DEFAULT_MAX_TOKENS = 1024
+
+
+def chat(
+    question: Annotated[
+        list[str] | None,
+        typer.Argument(help="Asked once, then the command ends. Without it: a conversation, or what is piped in."),
+    ] = None,
+    model: options.Model = options.DEFAULT_MODEL,
+    system: Annotated[
+        str | None, typer.Option("--system", "-s", help="A system message: how the model should answer.")
+    ] = None,
+    temperature: options.Temperature = 0.0,
+    max_tokens: options.MaxTokens = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    min_p: options.MinP = None,
+    repetition_penalty: options.RepetitionPenalty = None,
+    seed: options.Seed = None,
+    stop: options.Stop = None,
+    stats: Annotated[bool, typer.Option("--stats", help="Tokens a second, on standard error.")] = False,
+    backend: options.Backend = "cpu",
+    threads: options.Threads = 0,
+    compute: options.Compute = "int8",
+    max_model_len: options.MaxModelLen = None,
+    kv_gib: options.KvGib = None,
+    record: options.Record = None,
+) -> None:
+    """Talk with a model: one question (`puna chat "What is the capital of France?"`) or a conversation.
+
+    Piped text is the question, or is added below it: `cat notes.txt | puna chat "Summarise this:"`.
+    """
+    params = options.sampling_params(
+        temperature=temperature,
+        max_tokens=max_tokens,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=stop,
+    )
+    config = options.engine_config(
+        model,
+        backend=backend,
+        threads=threads,
+        compute=compute,
+        max_model_len=max_model_len,
+        kv_gib=kv_gib,
+        record=record,
+        max_seqs=1,
+    )
+    asked = _question(" ".join(question) if question else None)
+
+    from puna.cli.local import LocalModel
+
+    with LocalModel.open(config, DEFAULT_MAX_TOKENS) as local:
+        if asked is None:
+            from puna.cli.repl import Repl
+
+            Repl(local, model, params, system).run()
+        else:
+            _answer_once(local, asked, system, params, stats)
+
+
+def _answer_once(local: LocalModel, question: str, system: str | None, params: SamplingParams, stats: bool) -> None:
+    from puna.cli.conversation import Conversation
+    from puna.cli.stream import print_answer, print_stats
+
+    conversation = Conversation()
+    conversation.set_system(system or "")
+    conversation.ask(question)
+    answer = print_answer(local, local.chat_prompt(conversation.as_dicts()), params)
+    if stats or sys.stderr.isatty():
+        print_stats(answer)
+    if answer.interrupted:
+        raise KeyboardInterrupt
+
+
+def _question(question: str | None) -> str | None:
+    """What is asked once; None where a person sits at the terminal and asked nothing yet."""
+    piped = _piped_text(waits=question is None)
+    if question is None and piped is None:
+        return None
+    asked = "\n\n".join(part for part in (question, piped) if part)
+    if not asked.strip():
+        raise InputError('the question is empty; try: puna chat "What is the capital of France?"')
+    return asked
+
+
+def _piped_text(*, waits: bool) -> str | None:
+    """Standard input, unless it is a terminal. With a question given, only a pipe or a file is read: other kinds
+    (a service manager's, say) may never end."""
+    if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
+        return None
+    mode = os.fstat(sys.stdin.fileno()).st_mode
+    if not waits and not (stat.S_ISFIFO(mode) or stat.S_ISREG(mode)):
+        return None
+    if stat.S_ISFIFO(mode) and not select.select([sys.stdin], [], [], STDIN_NOTICE_S)[0]:
+        print("reading the question from standard input (Ctrl-D or `< /dev/null` ends it) ...", file=sys.stderr)
+    try:
+        return sys.stdin.buffer.read().decode().strip()
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input is not UTF-8 text (byte {error.start})") from None

@@ -1,0 +1,127 @@
+"""`puna generate`: many prompts in, one JSON object a line out, in the order of the input.
+
+It decides where prompts come from and where records go; running them together is in bulk.py.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated
+
+import typer
+
+from puna.cli import options
+from puna.errors import InputError
+
+if TYPE_CHECKING:
+    from puna.cli.bulk import Source
+    from puna.cli.local import LocalModel
+    from puna.engine.params import SamplingParams
+
+DEFAULT_MAX_TOKENS = 256
+
+
+def generate(
+    prompts: Annotated[list[str] | None, typer.Argument(help="Prompts; each is one line of output.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="Text, one prompt a line. - is stdin.")] = None,
+    jsonl: Annotated[
+        Path | None,
+        typer.Option("--jsonl", help="JSON lines with prompt, messages or prompt_token_ids. - is stdin."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: standard output.")] = None,
+    model: options.Model = options.DEFAULT_MODEL,
+    temperature: options.Temperature = 0.0,
+    max_tokens: options.MaxTokens = None,
+    samples: Annotated[
+        int, typer.Option("--samples", rich_help_panel="Sampling", help="Answers a prompt (with --temperature).")
+    ] = 1,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    min_p: options.MinP = None,
+    repetition_penalty: options.RepetitionPenalty = None,
+    seed: options.Seed = None,
+    stop: options.Stop = None,
+    backend: options.Backend = "cpu",
+    threads: options.Threads = 0,
+    compute: options.Compute = "int8",
+    max_model_len: options.MaxModelLen = None,
+    kv_gib: options.KvGib = None,
+    max_seqs: Annotated[
+        int, typer.Option("--max-seqs", rich_help_panel="Engine", help="Most sequences computed at once.")
+    ] = 64,
+    record: options.Record = None,
+) -> None:
+    """Complete many prompts at once. A line that cannot be run becomes a record with `error`, and the exit code 1.
+
+    Without --max-tokens an answer has 256 tokens at most, or what the context leaves.
+
+    A JSONL line may carry an `id` and sampling parameters of its own, which replace those given here:
+    {"id": 7, "messages": [{"role": "user", "content": "Hi"}], "temperature": 0.8}
+    """
+    if sum(bool(given) for given in (prompts, file, jsonl)) != 1:
+        raise typer.BadParameter("give prompts, or --file, or --jsonl: exactly one of them")
+    params = options.sampling_params(
+        n=samples,
+        temperature=temperature,
+        max_tokens=max_tokens,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=stop,
+    )
+    config = options.engine_config(
+        model,
+        backend=backend,
+        threads=threads,
+        compute=compute,
+        max_model_len=max_model_len,
+        kv_gib=kv_gib,
+        max_seqs=max_seqs,
+        record=record,
+    )
+
+    from puna.cli.bulk import run_all
+    from puna.cli.local import LocalModel
+
+    with ExitStack() as stack:
+        opened = _open(stack, file or jsonl, "rb") if file or jsonl else None
+        target = _open(stack, output, "wb") if output else sys.stdout.buffer
+        local = stack.enter_context(LocalModel.open(config, DEFAULT_MAX_TOKENS))
+        lines = _lines(local, prompts, opened, params, as_json=jsonl is not None)
+        summary = run_all(local, lines, target)
+    print(summary, file=sys.stderr)
+    if summary.interrupted:
+        raise KeyboardInterrupt
+    if summary.failed:
+        raise typer.Exit(1)
+
+
+def _lines(
+    local: LocalModel, prompts: list[str] | None, opened: IO[bytes] | None, params: SamplingParams, *, as_json: bool
+) -> Source:
+    from puna.cli.records import json_lines, text_lines
+
+    if opened is None:
+        return text_lines(local, iter(prompts or ()), params)
+    return json_lines(local, opened, params) if as_json else text_lines(local, _text(opened), params)
+
+
+def _text(opened: IO[bytes]) -> Iterator[str]:
+    for line in opened:
+        yield line.decode("utf-8", "surrogateescape").rstrip("\r\n")
+
+
+def _open(stack: ExitStack, path: Path | None, mode: str) -> IO[bytes]:
+    assert path is not None
+    if str(path) == "-":
+        return sys.stdin.buffer if mode == "rb" else sys.stdout.buffer
+    try:
+        opened: IO[bytes] = stack.enter_context(path.open(mode))
+    except OSError as error:
+        raise InputError(f"cannot {'read' if mode == 'rb' else 'write'} {path}: {error.strerror}") from error
+    return opened

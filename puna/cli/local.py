@@ -1,0 +1,131 @@
+"""A model that runs inside this process: prompts in, deltas of text out, without sockets or threads.
+
+It knows the engine, the tokenizer and the chat template; it prints nothing. The engine lives as long as this does, so
+its prefix cache makes each turn of a conversation cheap.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import msgspec
+
+from puna.cli.progress import PullProgress
+from puna.engine.config import EngineConfig
+from puna.engine.core import Engine
+from puna.engine.output import SampleText
+from puna.engine.params import FinishReason, SamplingParams
+from puna.engine.prompts import chat_template
+from puna.engine.request import make_request
+from puna.errors import EngineError, InputError
+from puna.models.names import resolve
+
+
+@dataclass(frozen=True)
+class LocalDelta:
+    """News of one sample of request `request_id`. `cached_tokens` comes with its first tokens."""
+
+    request_id: str
+    index: int
+    text: str
+    token_ids: list[int]
+    cached_tokens: int | None
+    finish_reason: FinishReason | None
+    error: str | None
+
+
+class LocalModel:
+    """A context manager. Not thread-safe. `default_max_tokens`: where parameters set none, or what the context leaves.
+    A model may repeat itself for ever, and nobody wants to wait for the whole context."""
+
+    def __init__(self, engine: Engine, default_max_tokens: int) -> None:
+        model = engine.backend.model
+        self.engine = engine
+        self.tokenizer = model.tokenizer
+        self.context_tokens = engine.max_model_len
+        self._template = chat_template(model)
+        self._default_max_tokens = default_max_tokens
+        self._texts: dict[str, list[SampleText]] = {}
+        self._ids = itertools.count()
+
+    @classmethod
+    def open(cls, config: EngineConfig, default_max_tokens: int) -> LocalModel:
+        """Pulls the model where it is not here yet, showing progress, and loads it."""
+        with PullProgress() as progress:
+            path = resolve(config.model, progress=progress)
+        return cls(Engine(msgspec.structs.replace(config, model=str(path))), default_max_tokens)
+
+    def __enter__(self) -> LocalModel:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.engine.close()
+
+    def chat_text(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """What the model reads of a conversation. InputError where it has no template."""
+        if self._template is None:
+            raise InputError("this model's file has no chat template; use `puna generate`, or a model tuned for chat")
+        return self._template.render(messages, add_generation_prompt=True)
+
+    def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        return self.tokenizer.encode(self.chat_text(messages), add_special=False, parse_special=True)
+
+    def add(self, prompt_ids: list[int], params: SamplingParams) -> str:
+        """Queues a prompt and gives its id. Raises what `Engine.add` raises."""
+        request_id = str(next(self._ids))
+        if params.max_tokens is None:
+            room = max(1, self.context_tokens - len(prompt_ids))
+            wanted = max(self._default_max_tokens, params.min_tokens)
+            params = msgspec.structs.replace(params, max_tokens=max(min(room, wanted), params.min_tokens))
+        request = make_request(self.tokenizer, request_id, prompt_ids, params)
+        self.engine.add(request)
+        skip = params.skip_special_tokens
+        self._texts[request_id] = [
+            SampleText(self.tokenizer.detokenizer(prompt_ids, skip_special_tokens=skip), params)
+            for _ in range(params.n)
+        ]
+        return request_id
+
+    def step(self) -> list[LocalDelta]:
+        """One step of the engine, for all prompts."""
+        deltas = []
+        for update in self.engine.step():
+            sample = self._texts[update.request_id][update.index]
+            if sample.finished:
+                continue
+            delta = sample.push(update)
+            if delta.abort:
+                self.engine.abort(update.request_id, update.index)
+            deltas.append(
+                LocalDelta(
+                    update.request_id,
+                    update.index,
+                    delta.text,
+                    delta.token_ids,
+                    update.cached_tokens,
+                    delta.finish_reason,
+                    delta.error,
+                )
+            )
+        return deltas
+
+    def forget(self, request_id: str) -> None:
+        """Aborts the request where it still runs."""
+        self.engine.abort(request_id)
+        self._texts.pop(request_id, None)
+
+    def answer(self, prompt_ids: list[int], params: SamplingParams, stop: Callable[[], bool]) -> Iterator[LocalDelta]:
+        """One prompt's answer as it comes; ends early where `stop` says so. EngineError where computing it failed."""
+        request_id = self.add(prompt_ids, params)
+        try:
+            while self.engine.has_work and not stop():
+                for delta in self.step():
+                    if delta.finish_reason == "error":
+                        raise EngineError(delta.error or "the engine could not compute this answer")
+                    yield delta
+        finally:
+            self.forget(request_id)

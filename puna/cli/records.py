@@ -1,0 +1,125 @@
+"""What `puna generate` reads and writes: one prompt a line in, one JSON object a line out.
+
+A line in is a prompt or, in JSONL, an object with `prompt`, `messages` or `prompt_token_ids`, maybe an `id`, and
+sampling parameters that replace those of the command line. A line that cannot be read is an error of that line alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any
+
+import msgspec
+
+from puna.engine.params import SamplingParams
+from puna.errors import InputError
+
+if TYPE_CHECKING:
+    from puna.cli.local import LocalModel
+
+_PROMPT_FIELDS = ("prompt", "messages", "prompt_token_ids")
+MAX_LINE_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of input. `number` counts from 1; `id` is the caller's or the number."""
+
+    number: int
+    id: Any
+    prompt: str | None
+    prompt_token_ids: list[int]
+    params: SamplingParams
+
+
+@dataclass(frozen=True)
+class BadLine:
+    number: int
+    id: Any
+    error: str
+
+
+class Sample(msgspec.Struct, frozen=True):
+    index: int
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+
+
+class Record(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A line of output: either outputs or an error."""
+
+    id: Any
+    line: int
+    prompt: str | None = None
+    outputs: list[Sample] | None = None
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    error: str | None = None
+
+
+def text_lines(local: LocalModel, prompts: Iterator[str], params: SamplingParams) -> Iterator[Line | BadLine]:
+    """One prompt each; empty ones are left out."""
+    for number, prompt in enumerate(prompts, 1):
+        if prompt.strip():
+            try:
+                yield Line(number, number, prompt, local.tokenizer.encode(prompt), params)
+            except InputError as error:
+                yield BadLine(number, number, f"line {number}: {error}")
+
+
+def json_lines(local: LocalModel, file: IO[bytes], params: SamplingParams) -> Iterator[Line | BadLine]:
+    number = 0
+    while raw := file.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        if len(raw) > MAX_LINE_BYTES:
+            while raw and not raw.endswith(b"\n"):
+                raw = file.readline(MAX_LINE_BYTES)
+            yield BadLine(number, number, f"line {number}: longer than {MAX_LINE_BYTES} bytes")
+        elif raw.strip():
+            yield _json_line(local, number, raw, params)
+
+
+def _json_line(local: LocalModel, number: int, raw: bytes, params: SamplingParams) -> Line | BadLine:
+    given_id: Any = number
+    try:
+        record = msgspec.json.decode(raw)
+        if not isinstance(record, dict):
+            raise InputError("takes a JSON object")
+        given_id = record.pop("id", number)
+        prompt, ids = _prompt(local, record)
+        return Line(number, given_id, prompt, ids, _params(record, params))
+    except (InputError, ValueError, RecursionError) as error:
+        return BadLine(number, given_id, f"line {number}: {error}")
+
+
+def _prompt(local: LocalModel, record: dict[str, Any]) -> tuple[str | None, list[int]]:
+    given = [name for name in _PROMPT_FIELDS if name in record]
+    if len(given) != 1:
+        raise InputError(f"takes exactly one of {', '.join(_PROMPT_FIELDS)}; found {', '.join(given) or 'none'}")
+    value = record.pop(given[0])
+    if given[0] == "prompt":
+        if not isinstance(value, str) or not value:
+            raise InputError("prompt takes a text that is not empty")
+        return value, local.tokenizer.encode(value)
+    if given[0] == "messages":
+        return None, local.chat_prompt(value)
+    try:
+        return None, msgspec.convert(value, list[int])
+    except msgspec.ValidationError as error:
+        raise InputError(f"prompt_token_ids: {error}") from None
+
+
+def _params(record: dict[str, Any], params: SamplingParams) -> SamplingParams:
+    for name in record:
+        if name not in SamplingParams.__struct_fields__:
+            raise InputError(f"{name[:80]!r} is neither a prompt, an id nor a sampling parameter")
+    kinds = {f.name: f.type for f in msgspec.structs.fields(SamplingParams)}
+    given = {}
+    for name, value in record.items():
+        try:
+            given[name] = msgspec.convert(value, kinds[name], str_keys=True)
+        except msgspec.ValidationError as error:
+            raise InputError(f"{name}: {error}") from None
+    return msgspec.structs.replace(params, **given)

@@ -1,0 +1,184 @@
+"""The conversation at the terminal: reads lines, runs slash commands, asks the model.
+
+Ctrl-C stops an answer, not the program; at the prompt a second Ctrl-C in a row, Ctrl-D or /exit leaves.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from puna.cli.conversation import Conversation
+from puna.cli.stream import Answer, dim, print_answer, print_stats
+from puna.engine.params import SamplingParams
+from puna.errors import InputError, PunaError
+
+if TYPE_CHECKING:
+    from puna.cli.local import LocalModel
+
+PROMPT = ">>> "
+HELP = """\
+/help             this list
+/reset            forget the conversation, keep the system message
+/system [TEXT]    set the system message; without TEXT take it out
+/save FILE        write the conversation to a file (JSON)
+/load FILE        read a conversation that was saved
+/params           show the sampling parameters
+/set NAME VALUE   set one of them, as in: /set temperature 0.7
+/retry            answer the last question again
+/undo             take the last question and its answer back
+/tokens           tokens of the conversation, and the context's size
+/exit             leave (or Ctrl-D)"""
+
+
+class Repl:
+    """One conversation with one model."""
+
+    def __init__(self, local: LocalModel, model: str, params: SamplingParams, system: str | None) -> None:
+        self._local = local
+        self._model = model
+        self._params = params
+        self._conversation = Conversation()
+        self._conversation.set_system(system or "")
+        self._commands: dict[str, Callable[[str], None]] = {
+            "help": lambda _: print(HELP),
+            "reset": self._reset,
+            "system": self._system,
+            "save": self._save,
+            "load": self._load,
+            "params": self._show_params,
+            "set": self._set,
+            "retry": self._retry,
+            "undo": self._undo,
+            "tokens": self._tokens,
+        }
+
+    def run(self) -> None:
+        import readline  # noqa: F401  (gives `input` line editing and history)
+
+        print(dim(f"{self._model}: /help lists commands, /exit leaves, Ctrl-C stops an answer"), file=sys.stderr)
+        interrupts = 0
+        while True:
+            try:
+                line = input(PROMPT).strip()
+            except EOFError:
+                print()
+                return
+            except KeyboardInterrupt:
+                interrupts += 1
+                if interrupts > 1:
+                    raise
+                print("\n" + dim("(Ctrl-C once more, Ctrl-D or /exit leaves)"))
+                continue
+            interrupts = 0
+            if line in ("/exit", "/quit"):
+                return
+            try:
+                self._handle(line)
+            except PunaError as error:
+                print(f"error: {error}", file=sys.stderr)
+
+    def _handle(self, line: str) -> None:
+        if not line:
+            return
+        if not line.startswith("/"):
+            self._ask(line)
+            return
+        name, _, rest = line[1:].partition(" ")
+        command = self._commands.get(name)
+        if command is None:
+            raise InputError(f"there is no /{name}; /help lists the commands (a question cannot begin with a slash)")
+        command(rest.strip())
+
+    def _ask(self, question: str) -> None:
+        self._conversation.ask(question)
+        try:
+            answer = self._answer()
+        except BaseException:
+            self._conversation.undo()
+            raise
+        self._conversation.answered(answer.text)
+        print_stats(answer)
+
+    def _answer(self) -> Answer:
+        prompt_ids = self._local.chat_prompt(self._conversation.as_dicts())
+        context = self._local.context_tokens
+        if len(prompt_ids) >= context:
+            raise InputError(
+                f"the conversation has {len(prompt_ids)} tokens, but the context holds {context}; "
+                "/undo takes the last question back, /reset begins anew, /save keeps it first"
+            )
+        return print_answer(self._local, prompt_ids, self._params)
+
+    def _reset(self, _: str) -> None:
+        self._conversation.reset()
+
+    def _system(self, text: str) -> None:
+        self._conversation.set_system(text)
+
+    def _save(self, name: str) -> None:
+        path = _path(name, "/save")
+        self._conversation.save(path, self._model)
+        print(f"saved to {path}")
+
+    def _load(self, name: str) -> None:
+        self._conversation.load(_path(name, "/load"))
+        print(f"{len(self._conversation.messages)} messages")
+
+    def _show_params(self, _: str) -> None:
+        for name in SamplingParams.__struct_fields__:
+            print(f"{name:27} {getattr(self._params, name)!r}")
+
+    def _set(self, rest: str) -> None:
+        name, _, text = rest.partition(" ")
+        if name not in SamplingParams.__struct_fields__ or name == "n":
+            raise InputError(f"{name or 'nothing'} cannot be set; /params lists what can")
+        self._params = msgspec.structs.replace(self._params, **{name: _value(name, text.strip())})
+        print(f"{name} = {getattr(self._params, name)!r}")
+
+    def _retry(self, _: str) -> None:
+        before = list(self._conversation.messages)
+        question = self._conversation.undo()
+        if question is None:
+            raise InputError("there is no question to answer again")
+        if self._params.temperature == 0:
+            print(dim("(temperature is 0, so the answer will be the same; /set temperature 0.7)"))
+        try:
+            self._ask(question)
+        except BaseException:
+            self._conversation.messages = before
+            raise
+
+    def _undo(self, _: str) -> None:
+        question = self._conversation.undo()
+        if question is None:
+            raise InputError("there is nothing to undo")
+        print(dim(f"took back: {question}"))
+
+    def _tokens(self, _: str) -> None:
+        messages = self._conversation.as_dicts()
+        count = len(self._local.chat_prompt(messages)) if messages else 0
+        print(f"{count} tokens of {self._local.context_tokens}")
+
+
+def _path(name: str, command: str) -> Path:
+    if not name:
+        raise InputError(f"{command} needs a file name")
+    return Path(name).expanduser()
+
+
+def _value(name: str, text: str) -> Any:
+    """`text` as the parameter's type: JSON where it is JSON, otherwise plain text."""
+    kind = next(f.type for f in msgspec.structs.fields(SamplingParams) if f.name == name)
+    try:
+        value = msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        value = None if text in ("none", "off") else text
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise InputError(f"{name}: {error}", param=name) from None

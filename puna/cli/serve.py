@@ -1,0 +1,78 @@
+"""`puna serve`: an OpenAI-shaped HTTP server on this machine."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from puna.cli import options
+
+
+def serve(
+    model: Annotated[
+        str | None, typer.Argument(help="The model to serve. Default: smollm2.", show_default=False)
+    ] = None,
+    model_option: options.Model = options.DEFAULT_MODEL,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", "-p", help="0 takes a free port, and prints it.")] = 8000,
+    name: Annotated[
+        list[str] | None, typer.Option("--name", help="What clients call the model. May be repeated.")
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option("--api-key", envvar="PUNA_API_KEY", help="Clients must send it as a bearer token.")
+    ] = None,
+    max_body_mb: Annotated[int, typer.Option("--max-body-mb", min=1, help="Largest request body.")] = 16,
+    drain: Annotated[
+        float, typer.Option("--drain", min=0, help="Seconds that running answers have when the server stops.")
+    ] = 5.0,
+    backend: options.Backend = "cpu",
+    threads: options.Threads = 0,
+    compute: options.Compute = "int8",
+    max_model_len: options.MaxModelLen = None,
+    kv_gib: options.KvGib = None,
+    max_seqs: Annotated[
+        int, typer.Option("--max-seqs", rich_help_panel="Engine", help="Most sequences computed at once.")
+    ] = 64,
+    max_waiting: Annotated[
+        int, typer.Option("--max-waiting", rich_help_panel="Engine", help="Requests that may wait; more get a 429.")
+    ] = 1024,
+    policy: Annotated[str, typer.Option("--policy", rich_help_panel="Engine", help="fcfs or priority.")] = "fcfs",
+    record: options.Record = None,
+) -> None:
+    """Serve a model over HTTP, in OpenAI's shapes, until Ctrl-C."""
+    wanted = model or model_option
+    config = options.engine_config(
+        wanted,
+        backend=backend,
+        threads=threads,
+        compute=compute,
+        max_model_len=max_model_len,
+        kv_gib=kv_gib,
+        max_seqs=max_seqs,
+        max_waiting_seqs=max_waiting,
+        policy=policy,
+        record=record,
+    )
+
+    import logging
+
+    from puna.cli.progress import PullProgress
+    from puna.models.names import resolve
+    from puna.server.serve import ServeOptions, run
+
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    with PullProgress() as progress:
+        resolve(wanted, progress=progress)
+    serving = ServeOptions(
+        names=tuple(name or [wanted]),
+        host=host,
+        port=port,
+        api_key=api_key,
+        max_body_bytes=max_body_mb << 20,
+        drain_s=drain,
+    )
+    if api_key is None and host not in ("127.0.0.1", "::1", "localhost"):
+        print(f"anyone who can reach {host} can use this server; --api-key sets a key", file=sys.stderr)
+    run(config, serving, announce=lambda line: print(line, flush=True))

@@ -1,0 +1,82 @@
+"""Prints an answer while it is computed, and what it cost when it is done.
+
+The answer goes to standard output as it comes; marks and figures go to standard error where output is no terminal.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from puna.cli.interrupt import Interrupt
+
+if TYPE_CHECKING:
+    from puna.cli.local import LocalModel
+    from puna.engine.params import SamplingParams
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer and its figures. `text` is what was printed, also where it was interrupted."""
+
+    text: str
+    prompt_tokens: int
+    cached_tokens: int
+    tokens: int
+    first_token_s: float
+    total_s: float
+    interrupted: bool
+    finish_reason: str
+
+
+def print_answer(local: LocalModel, prompt_ids: list[int], params: SamplingParams) -> Answer:
+    """Streams to standard output until the answer ends or Ctrl-C is pressed."""
+    begun = time.perf_counter()
+    pieces: list[str] = []
+    tokens, cached, first_token_s, reason = 0, 0, 0.0, "abort"
+    with Interrupt() as interrupt:
+        for delta in local.answer(prompt_ids, params, stop=lambda: interrupt.asked):
+            if not tokens:
+                first_token_s = time.perf_counter() - begun
+            tokens += len(delta.token_ids)
+            cached = delta.cached_tokens or cached
+            reason = delta.finish_reason or reason
+            if delta.text:
+                pieces.append(delta.text)
+                sys.stdout.write(delta.text)
+                sys.stdout.flush()
+    text = "".join(pieces)
+    if reason == "abort":
+        _mark("interrupted", text)
+    elif reason == "length":
+        _mark("cut at the token limit", text)
+    if not text.endswith("\n"):
+        print(flush=True)
+    total_s = time.perf_counter() - begun
+    return Answer(text, len(prompt_ids), cached, tokens, first_token_s, total_s, reason == "abort", reason)
+
+
+def print_stats(answer: Answer) -> None:
+    decoding_s = answer.total_s - answer.first_token_s
+    speed = f"{(answer.tokens - 1) / decoding_s:.1f} tokens/s" if answer.tokens > 1 and decoding_s > 0 else "-"
+    line = (
+        f"[{answer.tokens} tokens, {speed}, first after {answer.first_token_s * 1000:.0f} ms; "
+        f"prompt {answer.prompt_tokens}, of which {answer.cached_tokens} from the cache]"
+    )
+    print(dim(line), file=sys.stderr)
+
+
+def dim(text: str) -> str:
+    return f"\x1b[2m{text}\x1b[0m" if sys.stderr.isatty() else text
+
+
+def _mark(what: str, text: str) -> None:
+    """Where a person reads, the mark stands behind the answer; a program's output stays the answer alone."""
+    if sys.stdout.isatty():
+        sys.stdout.write(f" \x1b[2m[{what}]\x1b[0m")
+        sys.stdout.flush()
+    else:
+        sys.stdout.flush()
+        print(f"{'' if text.endswith(chr(10)) or not sys.stderr.isatty() else chr(10)}[{what}]", file=sys.stderr)

@@ -1,0 +1,149 @@
+"""What is true of all commands, and the small ones: help, errors, models, inspect, doctor, replay."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import puna as package
+from tests.cli.process import COMMAND, ROOT, puna
+
+COMMANDS = ["chat", "generate", "serve", "pull", "models", "inspect", "doctor", "replay"]
+
+
+def test_help_names_every_command() -> None:
+    done = puna("--help")
+    assert done.returncode == 0
+    assert all(f" {name} " in done.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str) -> None:
+    done = puna(command, "--help")
+    assert done.returncode == 0
+    assert "Usage: puna" in done.stdout
+
+
+def test_the_version_is_the_packages() -> None:
+    assert puna("--version").stdout == f"puna {package.__version__}\n"
+
+
+@pytest.mark.parametrize("statement", ["import puna", "import puna.cli.main"])
+def test_importing_is_light(statement: str) -> None:
+    heavy = "{'numpy', 'tokenizers', 'jinja2', 'fastapi', 'starlette', 'uvicorn', 'torch', 'msgspec'}"
+    code = f"import sys; {statement}; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.stdout == "[]\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["chat", "--nonsense"],
+        ["chat", "hi", "--temperature", "-1"],
+        ["chat", "hi", "--temperature", "hot"],
+        ["chat", "hi", "--max-tokens", "0"],
+        ["chat", "hi", "--backend", "abacus"],
+        ["generate"],
+        ["generate", "a", "--file", "b"],
+        ["serve", "--max-seqs", "0"],
+        ["pull"],
+    ],
+)
+def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
+    done = puna(*arguments)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("command", [["chat", "hi", "-m"], ["generate", "hi", "-m"], ["inspect"], ["pull"]])
+def test_a_model_that_nobody_knows_is_one_line_on_stderr(command: list[str]) -> None:
+    done = puna(*command, "smolm2")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert "smollm2" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "inspect", "nobody"], ["inspect", "nobody", "--debug"]])
+def test_debug_shows_the_traceback_wherever_it_stands(arguments: list[str]) -> None:
+    done = puna(*arguments)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_a_file_that_is_no_model_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "broken.gguf"
+    path.write_bytes(b"GGUF\x03\x00\x00\x00 and then nothing that makes sense")
+    done = puna("inspect", str(path))
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "broken.gguf" in done.stderr
+
+
+def test_inspect_describes_a_file(tiny_model: Path) -> None:
+    facts = json.loads(puna("inspect", str(tiny_model), "--json", "--tensors").stdout)
+    assert (facts["layers"], facts["width"], facts["context_length"]) == (2, 64, 256)
+    assert any(tensor["name"] == "token_embd.weight" for tensor in facts["tensors"])
+    text = puna("inspect", str(tiny_model), "--tensors").stdout
+    assert "token_embd.weight" in text
+    assert "llama" in text
+
+
+def test_inspect_shows_exactly_what_a_question_becomes(tiny_model: Path) -> None:
+    facts = json.loads(puna("inspect", str(tiny_model), "--json", "--prompt", "hello").stdout)
+    assert facts["text"] == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+    assert "".join(token["text"] for token in facts["tokens"]) == facts["text"]
+    assert facts["tokens"][0] == {"id": 1, "text": "<|im_start|>"}
+
+
+def test_models_says_what_could_be_pulled(tmp_path: Path) -> None:
+    home = {"PUNA_HOME": str(tmp_path)}
+    assert "puna pull smollm2" in puna("models", env=home).stdout
+    assert json.loads(puna("models", "--json", env=home).stdout) == []
+    done = puna("models", "--remove", "smollm2", env=home)
+    assert done.returncode == 1
+    assert "smollm2" in done.stderr
+
+
+def test_doctor_finds_this_machine_fit_or_says_what_to_do() -> None:
+    done = puna("doctor", "--json")
+    checks = {check["name"]: check for check in json.loads(done.stdout)}
+    assert set(checks) == {"python", "cpu", "native core", "memory", "disk", "models", "self-test"}
+    assert all(check["state"] == "ok" or check["remedy"] for check in checks.values())
+    assert done.returncode == any(check["state"] == "fail" for check in checks.values())
+    table = puna("doctor")
+    assert table.returncode == done.returncode
+    assert all(name in table.stdout for name in checks)
+
+
+def test_a_recording_replays_exactly_and_a_damaged_one_does_not(tiny_model: Path, tmp_path: Path) -> None:
+    recording = tmp_path / "steps.rec"
+    made = puna("generate", "hello", "-m", str(tiny_model), "--backend", "reference", "--record", str(recording))
+    assert made.returncode == 0, made.stderr
+    done = puna("replay", str(recording))
+    assert done.returncode == 0
+    assert "exact" in done.stdout
+    nothing = tmp_path / "nothing.rec"
+    nothing.write_bytes(b"not a recording")
+    refused = puna("replay", str(nothing))
+    assert refused.returncode == 1
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def test_a_reader_that_goes_away_is_no_error(tiny_model: Path) -> None:
+    command = [*COMMAND, "inspect", str(tiny_model), "--tensors"]
+    for _ in range(3):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, text=True)
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(timeout=60) == 141
+        process.stderr.close()
