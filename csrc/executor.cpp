@@ -395,20 +395,20 @@ void Executor::linear(const Op& op, const float* x, float* out, int64_t rows) {
   args.out = out;
   args.accumulate = op.ints[4] != 0;
   args.first_group = broken_order_ ? rows % m.groups() : 0;
-  if (op.quantize_input) {
-    const size_t groups = static_cast<size_t>(rows * m.groups());
-    if (quantized_.scale.size() < groups) {
-      quantized_.q.resize(groups * GROUP);
-      quantized_.scale.resize(groups);
-      quantized_.sum.resize(groups);
-    }
-    each_row(rows, [&](int64_t t) {
-      const int64_t at = t * m.groups();
-      kernels_->quantize(x + t * m.in_features, m.in_features, quantized_.q.data() + at * GROUP,
-                         quantized_.scale.data() + at, quantized_.sum.data() + at);
-    });
+  const size_t groups = static_cast<size_t>(rows * m.groups());
+  if (m.layout != Layout::float32 && quantized_.scale.size() < groups) {
+    quantized_.q.resize(groups * GROUP);
+    quantized_.fine.resize(groups * GROUP);
+    quantized_.scale.resize(groups);
+    quantized_.sum.resize(groups);
+    quantized_.wide.resize(groups);
   }
-  args.quantized = {quantized_.q.data(), quantized_.scale.data(), quantized_.sum.data()};
+  args.quantized = {quantized_.q.data(), quantized_.fine.data(), quantized_.scale.data(), quantized_.sum.data(),
+                    quantized_.wide.data()};
+  if (op.quantize_input)
+    each_row(rows, [&](int64_t t) {
+      kernels_->quantize(x + t * m.in_features, m.in_features, args.quantized, t);
+    });
   const int64_t panels = m.panel_count();
   const int64_t grain = std::max<int64_t>(1, panels / (pool_.threads() * 8));
   pool_.run(panels, grain, [&](int64_t first, int64_t last, int) { kernels_->linear(args, first, last); });

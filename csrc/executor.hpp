@@ -114,8 +114,10 @@ class Executor {
   };
   struct Quantized {
     std::vector<int8_t> q;
+    std::vector<int8_t> fine;
     std::vector<float> scale;
     std::vector<int32_t> sum;
+    std::vector<uint8_t> wide;
   };
   struct Rotation {
     std::vector<float> inv_freq;

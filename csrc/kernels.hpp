@@ -23,11 +23,14 @@ struct Matrix {
   int64_t panel_count() const { return (out_features + PANEL - 1) / PANEL; }
 };
 
-// Rows rounded to int8 in groups of 32: value = scale * q. `sum` is the integer sum of a group's q.
+// Rows rounded to integers in groups of 32 (quantize.hpp). A group's value is scale * q or, where `wide` is set,
+// scale * (128 * q + fine). `sum` is the sum of a group's integers, q or 128 * q + fine.
 struct QuantizedRows {
-  const int8_t* q;       // [rows, groups * 32]
-  const float* scale;    // [rows, groups]
-  const int32_t* sum;    // [rows, groups]
+  int8_t* q;       // [rows, groups * 32]
+  int8_t* fine;    // [rows, groups * 32], of wide groups only
+  float* scale;    // [rows, groups]
+  int32_t* sum;    // [rows, groups]
+  uint8_t* wide;   // [rows, groups]
 };
 
 struct LinearArgs {
@@ -65,7 +68,7 @@ struct KernelTable {
   const char* name;
   // Panels [first, last) of out = x @ matrix.T.
   void (*linear)(const LinearArgs& args, int64_t first, int64_t last);
-  void (*quantize)(const float* x, int64_t width, int8_t* q, float* scale, int32_t* sum);  // one row
+  void (*quantize)(const float* x, int64_t width, const QuantizedRows& out, int64_t row);
   void (*rms_norm)(const float* x, const float* weight, float* out, int64_t width, float eps);
   void (*layer_norm)(const float* x, const float* weight, const float* bias, float* out, int64_t width, float eps);
   void (*gate)(const float* gate, const float* up, float* out, int64_t width, int kind);  // up may be null

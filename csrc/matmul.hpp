@@ -2,7 +2,8 @@
 //
 // One lane is one output row; its sum runs over the groups of K in order, for one token or for many, so a token's
 // result never depends on who shares the batch. Bytes and operations a group of 32 rows x 32 inputs, q4: 640 bytes
-// read, 16 byte-dot instructions and 6 multiply-adds a token.
+// read, 16 byte-dot instructions and 6 multiply-adds a token; a group that the token holds wide (quantize.hpp) takes
+// its fine bytes in a second pass over the same weights.
 #pragma once
 
 #include "kernels.hpp"
@@ -57,9 +58,28 @@ static inline void float_tile(const LinearArgs& a, int64_t panel, int64_t token)
   for (int t = 0; t < TOKENS; ++t) store_panel(a, panel, token + t, sum[t][0], sum[t][1]);
 }
 
+// Dot products of one half panel (16 rows) and one group with the integers of one token.
+static inline VI q4_dot(const uint8_t* chunks, const int8_t* q) {
+  VI low = zero_int();
+  VI high = zero_int();
+  for (int c = 0; c < 4; ++c) {
+    const VB bytes = load_bytes(chunks + 64 * c);
+    low = dot_nibbles(low, low_nibbles(bytes), four_bytes(q + 4 * c));
+    high = dot_nibbles(high, high_nibbles(bytes), four_bytes(q + 4 * c + 16));
+  }
+  return add_int(low, high);
+}
+
+static inline VI q8_dot(const uint8_t* chunks, const int8_t* q) {
+  VI sum = zero_int();
+  for (int c = 0; c < 8; ++c) sum = dot_bytes(sum, load_bytes(chunks + 64 * c), four_bytes(q + 4 * c));
+  return sum;
+}
+
 template <int TOKENS>
 static inline void q4_tile(const LinearArgs& a, int64_t panel, int64_t token) {
   const int64_t groups = a.matrix->groups();
+  const QuantizedRows& x = a.quantized;
   const uint8_t* w = a.matrix->panels + static_cast<size_t>(panel) * a.matrix->panel_bytes;
   VF sum[TOKENS][2];
   for (int t = 0; t < TOKENS; ++t) sum[t][0] = sum[t][1] = zero();
@@ -78,7 +98,7 @@ static inline void q4_tile(const LinearArgs& a, int64_t panel, int64_t token) {
         const VB first = low_nibbles(bytes);
         const VB second = high_nibbles(bytes);
         for (int t = 0; t < TOKENS; ++t) {
-          const int8_t* q = a.quantized.q + ((token + t) * groups + g) * GROUP + 4 * c;
+          const int8_t* q = x.q + ((token + t) * groups + g) * GROUP + 4 * c;
           low[t] = dot_nibbles(low[t], first, four_bytes(q));
           high[t] = dot_nibbles(high[t], second, four_bytes(q + 16));
         }
@@ -87,9 +107,11 @@ static inline void q4_tile(const LinearArgs& a, int64_t panel, int64_t token) {
       const VF minimum = load_half(halves + PANEL + LANES * half);
       for (int t = 0; t < TOKENS; ++t) {
         const int64_t at = (token + t) * groups + g;
-        const float s = a.quantized.scale[at];
-        sum[t][half] = fma(to_float(add_int(low[t], high[t])), mul(scale, set1(s)), sum[t][half]);
-        sum[t][half] = fma(minimum, set1(s * static_cast<float>(a.quantized.sum[at])), sum[t][half]);
+        VI dot = add_int(low[t], high[t]);
+        if (x.wide[at]) dot = add_int(times_128(dot), q4_dot(chunks, x.fine + at * GROUP));
+        const float s = x.scale[at];
+        sum[t][half] = fma(to_float(dot), mul(scale, set1(s)), sum[t][half]);
+        sum[t][half] = fma(minimum, set1(s * static_cast<float>(x.sum[at])), sum[t][half]);
       }
     }
   }
@@ -99,6 +121,7 @@ static inline void q4_tile(const LinearArgs& a, int64_t panel, int64_t token) {
 template <int TOKENS>
 static inline void q8_tile(const LinearArgs& a, int64_t panel, int64_t token) {
   const int64_t groups = a.matrix->groups();
+  const QuantizedRows& x = a.quantized;
   const uint8_t* w = a.matrix->panels + static_cast<size_t>(panel) * a.matrix->panel_bytes;
   VF sum[TOKENS][2];
   for (int t = 0; t < TOKENS; ++t) sum[t][0] = sum[t][1] = zero();
@@ -110,15 +133,20 @@ static inline void q8_tile(const LinearArgs& a, int64_t panel, int64_t token) {
     for (int half = 0; half < 2; ++half) {
       const uint8_t* chunks = group + 2 * PANEL + 512 * half;
       VI dots[TOKENS];
-      for (int t = 0; t < TOKENS; ++t) dots[t] = set1_int(-128 * a.quantized.sum[(token + t) * groups + g]);
+      for (int t = 0; t < TOKENS; ++t) dots[t] = zero_int();
       for (int c = 0; c < 8; ++c) {
         const VB bytes = load_bytes(chunks + 64 * c);
         for (int t = 0; t < TOKENS; ++t)
-          dots[t] = dot_bytes(dots[t], bytes, four_bytes(a.quantized.q + ((token + t) * groups + g) * GROUP + 4 * c));
+          dots[t] = dot_bytes(dots[t], bytes, four_bytes(x.q + ((token + t) * groups + g) * GROUP + 4 * c));
       }
       const VF scale = load_half(halves + LANES * half);
-      for (int t = 0; t < TOKENS; ++t)
-        sum[t][half] = fma(to_float(dots[t]), mul(scale, set1(a.quantized.scale[(token + t) * groups + g])), sum[t][half]);
+      for (int t = 0; t < TOKENS; ++t) {
+        const int64_t at = (token + t) * groups + g;
+        VI dot = dots[t];
+        if (x.wide[at]) dot = add_int(times_128(dot), q8_dot(chunks, x.fine + at * GROUP));
+        dot = add_int(dot, set1_int(-128 * x.sum[at]));  // weights are stored as q + 128
+        sum[t][half] = fma(to_float(dot), mul(scale, set1(x.scale[at])), sum[t][half]);
+      }
     }
   }
   for (int t = 0; t < TOKENS; ++t) store_panel(a, panel, token + t, sum[t][0], sum[t][1]);
@@ -139,32 +167,6 @@ static void linear(const LinearArgs& a, int64_t first, int64_t last) {
     for (; token + 4 <= a.rows; token += 4) tile<4>(a, panel, token);
     for (; token + 2 <= a.rows; token += 2) tile<2>(a, panel, token);
     for (; token < a.rows; ++token) tile<1>(a, panel, token);
-  }
-}
-
-// Symmetric int8 in groups of 32: scale = max|x| / 127, rounded to the nearest, ties to even.
-static void quantize(const float* x, int64_t width, int8_t* q, float* scale, int32_t* sum) {
-  const int64_t groups = (width + GROUP - 1) / GROUP;
-  for (int64_t g = 0; g < groups; ++g) {
-    float values[GROUP] = {};
-    const int64_t left = width - g * GROUP;
-    std::memcpy(values, x + g * GROUP, sizeof(float) * static_cast<size_t>(left < GROUP ? left : GROUP));
-    const VF low = load(values);
-    const VF high = load(values + LANES);
-    const float peak = reduce_max(max(absolute(low), absolute(high)));
-    const float s = peak / 127.0f;
-    const VF inverse = set1(s > 0 ? 1.0f / s : 0.0f);
-    store(values, round_even(mul(low, inverse)));
-    store(values + LANES, round_even(mul(high, inverse)));
-    int32_t total = 0;
-    for (int i = 0; i < GROUP; ++i) {
-      // A value that is not finite has no place here; its group becomes zero and the scale carries it on.
-      const float rounded = values[i] >= -127.0f && values[i] <= 127.0f ? values[i] : 0.0f;
-      q[g * GROUP + i] = static_cast<int8_t>(rounded);
-      total += q[g * GROUP + i];
-    }
-    scale[g] = peak == peak ? s : peak;
-    sum[g] = total;
   }
 }
 

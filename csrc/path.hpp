@@ -3,6 +3,7 @@
 
 #include "attention.hpp"
 #include "matmul.hpp"
+#include "quantize.hpp"
 #include "rowwise.hpp"
 
 #define PUNA_TABLE(label)                                                                                          \

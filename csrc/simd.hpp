@@ -71,6 +71,7 @@ static inline VF keep_lanes(VF a, int low, int high, float other) {
 static inline VI zero_int() { return {_mm512_setzero_si512()}; }
 static inline VI set1_int(int32_t x) { return {_mm512_set1_epi32(x)}; }
 static inline VI add_int(VI a, VI b) { return {_mm512_add_epi32(a.v, b.v)}; }
+static inline VI times_128(VI a) { return {_mm512_slli_epi32(a.v, 7)}; }
 static inline VF to_float(VI a) { return {_mm512_cvtepi32_ps(a.v)}; }
 static inline VB load_bytes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
 static inline VB low_nibbles(VB a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(15))}; }
@@ -147,6 +148,7 @@ static inline VF keep_lanes(VF x, int low, int high, float other) {
 static inline VI zero_int() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 static inline VI set1_int(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 static inline VI add_int(VI x, VI y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
+static inline VI times_128(VI x) { return {_mm256_slli_epi32(x.a, 7), _mm256_slli_epi32(x.b, 7)}; }
 static inline VF to_float(VI x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 static inline VB load_bytes(const uint8_t* p) {
   return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
@@ -238,6 +240,10 @@ static inline VI set1_int(int32_t x) {
 }
 static inline VI add_int(VI a, VI b) {
   for (int i = 0; i < LANES; ++i) a.v[i] += b.v[i];
+  return a;
+}
+static inline VI times_128(VI a) {
+  for (int i = 0; i < LANES; ++i) a.v[i] *= 128;
   return a;
 }
 static inline VF to_float(VI a) {

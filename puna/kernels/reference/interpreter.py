@@ -89,7 +89,7 @@ class ReferenceInterpreter:
                 bias = None if op.bias is None else w[op.bias]
                 buffers[op.out] = operators.layer_norm(buffers[op.src], w[op.weight], bias, op.eps)
             case ops.Linear():
-                product = operators.linear_quantized if op.weight in self._integer else operators.linear
+                product = operators.linear_rounded if op.weight in self._integer else operators.linear
                 out = product(buffers[op.src], w[op.weight], None if op.bias is None else w[op.bias])
                 buffers[op.out] = buffers[op.out] + out if op.accumulate else out
             case ops.Rope():

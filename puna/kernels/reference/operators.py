@@ -15,6 +15,7 @@ F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
 
 GROUP = 32  # values that share one scale on the integer path
+WIDE_ABOVE = 6.0  # a group with a value this many times the row's root mean square is held in two bytes
 
 
 def rms_norm(x: F32, weight: F32, eps: float, group: int = 0) -> F32:
@@ -37,11 +38,11 @@ def linear(x: F32, weight: F32, bias: F32 | None = None) -> F32:
     return out if bias is None else out + bias
 
 
-def quantize_rows(x: F32) -> tuple[npt.NDArray[np.int8], F32]:
-    """Symmetric int8 per run of 32 values: x[t, g] ~ scale[t, g] * q[t, g].
+def round_rows(x: F32) -> F32:
+    """x as the integer path holds it: rounded in groups of 32 along each row (csrc/quantize.hpp).
 
-    Returns q int8 [T, groups, 32] and scale float32 [T, groups] = max|x| / 127; rounds half to even. The last group is
-    padded with zeros.
+    A group is int8 with scale max|x| / 127, rounded half to even. A group whose largest value is more than WIDE_ABOVE
+    times the row's root mean square is wide: a second byte holds what the first one left, in steps 128 times finer.
     """
     groups = -(-x.shape[1] // GROUP)
     padded = np.zeros((x.shape[0], groups * GROUP), dtype=np.float32)
@@ -50,15 +51,18 @@ def quantize_rows(x: F32) -> tuple[npt.NDArray[np.int8], F32]:
     peak = np.max(np.abs(grouped), axis=-1)
     scale = (peak / np.float32(127)).astype(np.float32)
     inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale > 0)
-    q = np.rint(grouped * inverse[..., None]).astype(np.int8)
-    return q, scale
+    exact = grouped * inverse[..., None]
+    whole = np.rint(exact)
+    fine = np.rint((exact - whole) * np.float32(128)) / np.float32(128)
+    mean_square = np.mean(np.square(x), axis=1, dtype=np.float32)
+    wide = peak**2 > np.float32(WIDE_ABOVE**2) * mean_square[:, None]
+    rounded = np.where(wide[..., None], whole + fine, whole) * scale[..., None]
+    return rounded.reshape(x.shape[0], -1)[:, : x.shape[1]].astype(np.float32)
 
 
-def linear_quantized(x: F32, weight: F32, bias: F32 | None = None) -> F32:
+def linear_rounded(x: F32, weight: F32, bias: F32 | None = None) -> F32:
     """`linear` with the activations rounded as the integer path rounds them."""
-    q, scale = quantize_rows(x)
-    rounded = (q.astype(np.float32) * scale[..., None]).reshape(x.shape[0], -1)[:, : x.shape[1]]
-    return linear(rounded, weight, bias)
+    return linear(round_rows(x), weight, bias)
 
 
 def rope(x: F32, positions: I32, heads: int, head_dim: int, inv_freq: F32, style: RopeStyle, scale: float) -> F32:
