@@ -47,7 +47,7 @@ class ReferenceInterpreter:
         digest = hashlib.sha256()
         for name in program.weights():
             digest.update(name.encode())
-            digest.update(np.ascontiguousarray(weights[name].data[:: max(1, weights[name].data.size // 4096)]))
+            digest.update(weights[name].data[:: max(1, weights[name].data.size // 4096)].tobytes())
         self._fingerprint = f"{digest.hexdigest()[:16]}-numpy-{kv.dtype}" + ("-int8" if quantize_activations else "")
 
     @property

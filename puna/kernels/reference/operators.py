@@ -48,15 +48,15 @@ def round_rows(x: F32) -> F32:
     padded = np.zeros((x.shape[0], groups * GROUP), dtype=np.float32)
     padded[:, : x.shape[1]] = x
     grouped = padded.reshape(x.shape[0], groups, GROUP)
-    peak = np.max(np.abs(grouped), axis=-1)
+    peak: F32 = np.max(np.abs(grouped), axis=-1)
     scale = (peak / np.float32(127)).astype(np.float32)
     inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale > 0)
     exact = grouped * inverse[..., None]
     whole = np.rint(exact)
     fine = np.rint((exact - whole) * np.float32(128)) / np.float32(128)
-    mean_square = np.mean(np.square(x), axis=1, dtype=np.float32)
+    mean_square: F32 = np.asarray(np.mean(np.square(x), axis=1, dtype=np.float32))
     wide = peak**2 > np.float32(WIDE_ABOVE**2) * mean_square[:, None]
-    rounded = np.where(wide[..., None], whole + fine, whole) * scale[..., None]
+    rounded: F32 = np.where(wide[..., None], whole + fine, whole) * scale[..., None]
     return rounded.reshape(x.shape[0], -1)[:, : x.shape[1]].astype(np.float32)
 
 
@@ -83,17 +83,17 @@ def rope(x: F32, positions: I32, heads: int, head_dim: int, inv_freq: F32, style
 
 def activation(x: F32, kind: Activation) -> F32:
     if kind == "silu":
-        return (x / (1 + np.exp(-x.clip(-80, None)))).astype(np.float32)
+        return np.asarray(x / (1 + np.exp(-x.clip(-80, None))), np.float32)
     if kind == "gelu":
-        return (0.5 * x * (1 + _erf(x / np.sqrt(2.0)))).astype(np.float32)
+        return np.asarray(0.5 * x * (1 + _erf(x / np.sqrt(2.0))), np.float32)
     if kind == "gelu_tanh":
-        return (0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))).astype(np.float32)
+        return np.asarray(0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))), np.float32)
     positive = np.maximum(x, 0)
     return positive * positive if kind == "relu2" else positive
 
 
 def softcap(x: F32, cap: float) -> F32:
-    return (cap * np.tanh(x / np.float32(cap))).astype(np.float32)
+    return np.asarray(cap * np.tanh(x / np.float32(cap)), np.float32)
 
 
 def _erf(x: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:

@@ -46,13 +46,13 @@ def philox(seed: int, position: int, tokens: npt.NDArray[np.int64]) -> U32:
 def gumbel(bits: U32) -> F64:
     """-log(E) with E = -log1p(-v) exponential, v = (bits + 0.5) / 2^32."""
     v = (bits.astype(np.float64) + 0.5) * 2.0**-32
-    return -np.log(-np.log1p(-v))
+    return np.asarray(-np.log(-np.log1p(-v)))
 
 
 def raw_logprobs(logits: F32) -> F64:
     x = logits.astype(np.float64)
     shifted = x - x.max()
-    return shifted - np.log(np.exp(shifted).sum())
+    return np.asarray(shifted - np.log(np.exp(shifted).sum()))
 
 
 def process_logits(logits: F32, rows: SampleRows, s: int) -> F32:
