@@ -1,0 +1,270 @@
+"""Attention over block tables: the native core is its NumPy twin, and both are what the definition says.
+
+Random histories of several sequences in shuffled blocks are written and read over several ragged steps, prefill chunks
+and single tokens mixed. Deviations are relative to the largest value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from puna.kernels import program as ops
+from puna.kernels.batch import MOVE_COPY, MOVE_IN, MOVE_OUT, Interpreter, KVConfig
+from puna.kernels.cpu import NativeInterpreter
+from puna.kernels.reference.attention import round_to_bf16
+from puna.kernels.reference.interpreter import ReferenceInterpreter
+from tests.kernels.steps import F32, Case, around, difference, raw, step
+
+TOLERANCE = 1e-5
+TOKENS = 90  # rows that the tables of queries, keys and values know
+
+
+@dataclass(frozen=True)
+class Shape:
+    kv_heads: int = 2
+    group: int = 3
+    head_dim: int = 32
+    window: int = 0
+    softcap: float = 0.0
+
+    @property
+    def op(self) -> ops.Attend:
+        heads = self.kv_heads * self.group
+        return ops.Attend(
+            0, "q", "y", heads, self.kv_heads, self.head_dim, self.head_dim**-0.5, self.window, self.softcap
+        )
+
+
+def tables_of(shape: Shape, seed: int) -> dict[str, F32]:
+    random = np.random.default_rng(seed)
+    small, large = shape.kv_heads * shape.head_dim, shape.kv_heads * shape.group * shape.head_dim
+    spread = {"q": 2.0, "k": 2.0, "v": 1.0}
+    return {
+        name: (spread[name] * random.standard_normal((TOKENS, width))).astype(np.float32)
+        for name, width in (("q", large), ("k", small), ("v", small))
+    }
+
+
+def case_of(shape: Shape, tables: dict[str, F32]) -> Case:
+    width = shape.kv_heads * shape.group * shape.head_dim
+    kv = (ops.KVShape(shape.kv_heads, shape.head_dim),)
+    return around([ops.StoreKV(0, "k", "v"), shape.op], tables, {}, widths={"y": width}, out="y", kv=kv)
+
+
+def defined(shape: Shape, tables: dict[str, F32], ids: Sequence[int], dtype: str) -> F32:
+    """Attention of every token of one sequence, in float64 and token by token."""
+    keys, values = tables["k"][list(ids)], tables["v"][list(ids)]
+    if dtype == "bf16":
+        keys, values = round_to_bf16(keys), round_to_bf16(values)
+    keys = keys.reshape(len(ids), shape.kv_heads, shape.head_dim).astype(float)
+    values = values.reshape(keys.shape).astype(float)
+    queries = tables["q"][list(ids)].reshape(len(ids), -1, shape.head_dim).astype(float)
+    out = np.zeros_like(queries)
+    for p in range(len(ids)):
+        low = max(0, p - shape.window + 1) if shape.window else 0
+        for head in range(queries.shape[1]):
+            scores = keys[low : p + 1, head // shape.group] @ queries[p, head] * np.float32(shape.op.scale)
+            if shape.softcap:
+                scores = shape.softcap * np.tanh(scores / shape.softcap)
+            weights = np.exp(scores - scores.max())
+            out[p, head] = weights / weights.sum() @ values[low : p + 1, head // shape.group]
+    return out.reshape(len(ids), -1).astype(np.float32)
+
+
+def assert_sequences_attend_as_defined(
+    shape: Shape, kv: KVConfig, isa: str, seed: int, lengths: Sequence[int], threads: int = 2
+) -> None:
+    """Sequences of random tokens are computed in random pieces, some of them in each step, in random order."""
+    random = np.random.default_rng(seed)
+    tables = tables_of(shape, seed)
+    case = case_of(shape, tables)
+    native = NativeInterpreter(case.program, case.weights, kv, isa=isa, threads=threads)
+    twin = ReferenceInterpreter(case.program, case.weights, kv)
+    sequences = [random.integers(0, TOKENS, length).tolist() for length in lengths]
+    free = (1 + random.permutation(kv.num_blocks - 1)).tolist()
+    blocks = [[free.pop() for _ in range(-(-length // kv.block_size))] for length in lengths]
+    width = shape.kv_heads * shape.group * shape.head_dim
+    wanted = [defined(shape, tables, ids, kv.dtype) for ids in sequences]
+    done = [0] * len(sequences)
+    while any(d < len(ids) for d, ids in zip(done, sequences, strict=True)):
+        chosen = [r for r in random.permutation(len(sequences)) if done[r] < lengths[r] and random.random() < 0.8]
+        ends = {r: min(lengths[r], done[r] + int(random.choice([1, 1, 5, 16, 17, 40]))) for r in chosen}
+        batch = step([(sequences[r][done[r] : ends[r]], done[r], blocks[r]) for r in chosen])
+        found, expected = native.step(batch).logits, twin.step(batch).logits
+        assert found is not None
+        assert expected is not None
+        if not chosen:
+            continue
+        right = np.concatenate([wanted[r][done[r] : ends[r]] for r in chosen])
+        assert difference(found[:, :width], right) <= TOLERANCE
+        assert difference(expected[:, :width], right) <= TOLERANCE
+        for r in chosen:
+            done[r] = ends[r]
+
+
+@settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    lengths=st.lists(st.integers(1, 120), min_size=1, max_size=5),
+    kv_heads=st.integers(1, 3),
+    group=st.integers(1, 9),
+    head_dim=st.sampled_from([16, 32, 48, 64, 80, 128]),
+    window=st.sampled_from([0, 0, 1, 2, 15, 16, 17, 33, 64]),
+    softcap=st.sampled_from([0.0, 0.0, 5.0, 30.0]),
+)
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("block_size", [16, 32])
+def test_ragged_steps_over_shuffled_blocks_attend_as_defined(
+    isa: str,
+    dtype: str,
+    block_size: int,
+    seed: int,
+    lengths: list[int],
+    kv_heads: int,
+    group: int,
+    head_dim: int,
+    window: int,
+    softcap: float,
+) -> None:
+    shape = Shape(kv_heads, group, head_dim, window, softcap)
+    assert_sequences_attend_as_defined(shape, KVConfig(48, block_size, dtype), isa, seed, lengths)
+
+
+@pytest.mark.parametrize("group", range(1, 10))
+@pytest.mark.parametrize("head_dim", [16, 64, 128])
+def test_every_size_of_group_and_head_attends_as_defined(isa: str, group: int, head_dim: int) -> None:
+    shape = Shape(kv_heads=2, group=group, head_dim=head_dim)
+    assert_sequences_attend_as_defined(shape, KVConfig(20, 16, "bf16"), isa, group, [37, 1, 64, 16])
+
+
+def test_a_long_history_attends_as_defined(isa: str) -> None:
+    shape = Shape(kv_heads=1, group=3, head_dim=64)
+    assert_sequences_attend_as_defined(shape, KVConfig(70, 16, "bf16"), isa, 5, [1000])
+
+
+def test_large_scores_neither_overflow_nor_lose_the_best_key(isa: str) -> None:
+    shape = Shape(kv_heads=1, group=2, head_dim=16)
+    tables = tables_of(shape, 3)
+    tables["q"] *= 100
+    case = case_of(shape, tables)
+    kv = KVConfig(8, 16, "f32")
+    batch = step([(range(60), 0, [3, 1, 2, 4])])
+    found = NativeInterpreter(case.program, case.weights, kv, isa=isa, threads=1).step(batch).logits
+    assert found is not None
+    assert difference(found[:, :32], defined(shape, tables, range(60), "f32")) <= 1e-3
+
+
+def test_a_pool_in_bf16_rounds_to_nearest_even_and_one_in_float32_not_at_all(isa: str) -> None:
+    """The first token of a sequence sees itself only: what it reads is its own value, as it was stored."""
+    shape = Shape(kv_heads=1, group=1, head_dim=16)
+    tables = tables_of(shape, 1)
+    tables["v"][:4] = np.array([0x3F808000, 0x3F818000, 0x3F808001, 0x80008000], np.uint32).view(np.float32)[:, None]
+    case = case_of(shape, tables)
+    for dtype, wanted in (("f32", tables["v"]), ("bf16", round_to_bf16(tables["v"]))):
+        native = NativeInterpreter(case.program, case.weights, KVConfig(TOKENS + 1, 16, dtype), isa=isa, threads=1)
+        found = native.step(step([([i], 0, [1 + i]) for i in range(TOKENS)])).logits
+        assert found is not None
+        np.testing.assert_array_equal(found[:, :16], wanted)
+    np.testing.assert_array_equal(
+        round_to_bf16(tables["v"])[:4, 0],
+        np.array([0x3F800000, 0x3F820000, 0x3F810000, 0x80000000], np.uint32).view(np.float32),
+    )
+
+
+class Pool:
+    """Blocks of one interpreter, written and read through steps: every token of a block is the same row of a table."""
+
+    def __init__(self, interpreter: Interpreter, tables: dict[str, F32]) -> None:
+        self.interpreter = interpreter
+        self.tables = tables
+
+    def write(self, block: int, row: int, moves: Sequence[tuple[int, int, int]] = ()) -> None:
+        self.interpreter.step(step([([row] * 16, 0, [block])], moves=moves))
+
+    def read(self, block: int, moves: Sequence[tuple[int, int, int]] = ()) -> int:
+        """The row that fills a block: a token behind it, in a scratch block, sees 16 of them and itself."""
+        logits = self.interpreter.step(step([([0], 16, [block, 9])], moves=moves)).logits
+        assert logits is not None
+        seen = logits[0, :16]
+        query, own = self.tables["q"][0].astype(float), self.tables["k"][0].astype(float) @ self.tables["q"][0] / 4
+        for row in range(TOKENS):
+            weights = np.exp(np.array([own, *[self.tables["k"][row] @ query / 4] * 16]))
+            values = np.vstack([self.tables["v"][0], *[self.tables["v"][row]] * 16])
+            if np.abs(weights / weights.sum() @ values - seen).max() < 1e-4:
+                return row
+        raise AssertionError(f"block {block} holds no row of the table: {seen}")
+
+
+@pytest.fixture(params=["native", "reference"])
+def pool(isa: str, request: pytest.FixtureRequest) -> Pool:
+    shape = Shape(kv_heads=1, group=1, head_dim=16)
+    tables = tables_of(shape, 11)
+    case = case_of(shape, tables)
+    kv = KVConfig(num_blocks=10, block_size=16, dtype="f32", tier_blocks=4)
+    if request.param == "native":
+        return Pool(NativeInterpreter(case.program, case.weights, kv, isa=isa, threads=2), tables)
+    return Pool(ReferenceInterpreter(case.program, case.weights, kv), tables)
+
+
+def test_a_copy_leaves_its_source_and_is_independent_of_it(pool: Pool) -> None:
+    pool.write(1, 21)
+    assert pool.read(2, [(MOVE_COPY, 1, 2)]) == 21
+    pool.write(1, 22)
+    assert (pool.read(1), pool.read(2)) == (22, 21)
+
+
+def test_what_is_swapped_out_comes_back_elsewhere(pool: Pool) -> None:
+    pool.write(3, 31)
+    pool.write(3, 32, [(MOVE_OUT, 3, 0)])
+    assert pool.read(3) == 32
+    assert pool.read(5, [(MOVE_IN, 0, 5)]) == 31
+    assert pool.read(6, [(MOVE_IN, 0, 6)]) == 31
+
+
+def test_moves_run_in_their_order_and_before_the_step_writes(pool: Pool) -> None:
+    for block, row in ((1, 41), (2, 42), (3, 43)):
+        pool.write(block, row)
+    # A rotation of three blocks through the tier, and then an overwrite of the first by this step's own tokens.
+    moves = [(MOVE_OUT, 1, 2), (MOVE_COPY, 2, 1), (MOVE_COPY, 3, 2), (MOVE_IN, 2, 3), (MOVE_COPY, 1, 4)]
+    pool.write(1, 44, moves)
+    assert [pool.read(block) for block in (1, 2, 3, 4)] == [44, 43, 41, 42]
+
+
+def test_a_step_of_moves_alone_moves(pool: Pool) -> None:
+    pool.write(1, 51)
+    pool.interpreter.step(step([], moves=[(MOVE_COPY, 1, 7), (MOVE_COPY, 7, 7)]))
+    assert pool.read(7) == 51
+
+
+def test_moves_carry_every_layer_and_head(isa: str) -> None:
+    """Two layers of different shapes, keys and values of several heads."""
+    shapes = (ops.KVShape(3, 16), ops.KVShape(2, 32))
+    random = np.random.default_rng(0)
+    tables = {
+        name: random.standard_normal((40, width)).astype(np.float32)
+        for name, width in (("q0", 48), ("k0", 48), ("v0", 48), ("q1", 64), ("k1", 64), ("v1", 64))
+    }
+    body = [
+        ops.StoreKV(0, "k0", "v0"),
+        ops.StoreKV(1, "k1", "v1"),
+        ops.Attend(0, "q0", "y0", 3, 3, 16, 0.25),
+        ops.Attend(1, "q1", "y1", 2, 2, 32, 0.25),
+        ops.Linear("y0", "y1", "widen", None, True),
+    ]
+    weights = {"widen": raw("widen", random.standard_normal((64, 48)))}
+    case = around(body, tables, weights, widths={"y0": 48, "y1": 64}, out="y1", kv=shapes)
+    kv = KVConfig(num_blocks=12, block_size=16, dtype="bf16", tier_blocks=3)
+    moved = NativeInterpreter(case.program, case.weights, kv, isa=isa, threads=2)
+    still = NativeInterpreter(case.program, case.weights, kv, isa=isa, threads=2)
+    for interpreter in (moved, still):
+        interpreter.step(step([(range(20), 0, [1, 2])]))
+    moves = [(MOVE_OUT, 1, 2), (MOVE_OUT, 2, 0), (MOVE_IN, 2, 11), (MOVE_IN, 0, 7), (MOVE_COPY, 7, 8)]
+    found = moved.step(step([([20, 21], 20, [11, 8])], moves=moves)).logits
+    wanted = still.step(step([([20, 21], 20, [1, 2])])).logits
+    np.testing.assert_array_equal(found, wanted)
