@@ -41,6 +41,12 @@ class _Commands(TyperGroup):
         except BrokenPipeError:
             silence_stdout()
             raise typer.Exit(EXIT_BROKEN_PIPE) from None
+        except OSError as error:  # a full disk, say
+            if ctx.params.get("debug"):
+                traceback.print_exc()
+            silence_stdout()
+            print_error(str(error))
+            raise typer.Exit(EXIT_ERROR) from None
 
 
 def print_error(message: str) -> None:

@@ -147,3 +147,12 @@ def test_a_reader_that_goes_away_is_no_error(tiny_model: Path) -> None:
         assert process.stderr.read() == ""
         assert process.wait(timeout=60) == 141
         process.stderr.close()
+
+
+def test_a_full_disk_is_one_line(tiny_model: Path) -> None:
+    with open("/dev/full", "wb") as full:
+        command = [*COMMAND, "inspect", str(tiny_model), "--tensors"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, cwd=ROOT, text=True, timeout=60)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "No space left" in done.stderr
