@@ -53,7 +53,7 @@ def draws(logits: F32, count: int, **given: Any) -> list[int]:
             given[name] = [given[name]] * count
     samples = rows([0] * count, position=positions, **given)
     run = sample if count <= 1000 else native  # the twin draws a thousand a second or so
-    return run(np.atleast_2d(logits), samples).tokens.tolist()
+    return [int(token) for token in run(np.atleast_2d(logits), samples).tokens]
 
 
 def softmax(x: npt.NDArray[Any], temperature: float = 1.0) -> npt.NDArray[np.float64]:

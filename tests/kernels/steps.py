@@ -143,7 +143,7 @@ def _renamed(name: str, out: str) -> str:
 
 def _rename(op: Op, out: str) -> Op:
     fields = ("src", "out", "buffer", "gate", "up", "query", "key", "value")
-    changed = {field: "hidden" for field in fields if getattr(op, field, None) == out}
+    changed: dict[str, Any] = {field: "hidden" for field in fields if getattr(op, field, None) == out}
     return replace(op, **changed) if changed else op
 
 

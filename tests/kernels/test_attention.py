@@ -250,7 +250,7 @@ def test_moves_carry_every_layer_and_head(isa: str) -> None:
         name: random.standard_normal((40, width)).astype(np.float32)
         for name, width in (("q0", 48), ("k0", 48), ("v0", 48), ("q1", 64), ("k1", 64), ("v1", 64))
     }
-    body = [
+    body: list[ops.Op] = [
         ops.StoreKV(0, "k0", "v0"),
         ops.StoreKV(1, "k1", "v1"),
         ops.Attend(0, "q0", "y0", 3, 3, 16, 0.25),

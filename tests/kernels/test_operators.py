@@ -128,7 +128,7 @@ def test_a_value_that_is_rounded_once_serves_every_matrix_that_reads_it_and_none
     isa: str,
 ) -> None:
     weights = {name: raw(name, normal(i, 64, 64), "Q4_1") for i, name in enumerate("abcd")}
-    body = [
+    body: list[ops.Op] = [
         ops.Linear("x", "y", "a"),
         ops.Linear("x", "y", "b", None, True),
         ops.Add("y", "x"),
