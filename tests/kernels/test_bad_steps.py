@@ -145,7 +145,8 @@ def test_a_token_behind_the_known_ones_of_a_history_may_be_anything(tiny: Loaded
 @pytest.mark.xfail(
     strict=True, reason="a history of no rows passes the check of history_row and is read beyond its end"
 )
-def test_penalties_over_a_history_without_rows_are_refused(watched: Watched) -> None:
+def test_penalties_over_a_history_without_rows_are_refused(tiny: LoadedModel) -> None:
+    watched = Watched(tiny)
     batch = good()
     readable = np.zeros((4, 6), np.int32)[:0]
     watched.refuses(replace(batch, samples=replace(batch.samples, history=readable, history_row=np.zeros(3, np.int32))))
