@@ -1,14 +1,14 @@
 // Causal attention over block tables, one pass with an online softmax.
 //
 // One call serves the query heads of one key head for some tokens of one sequence. Keys and values of a block lie so,
-// for block_size B and head dimension D (float32 | bf16):
+// for block_size B and head dimension D:
 //
-//   keys    [D][B] float32          | [D / 2][B][2] bf16: pairs of dimensions
-//   values  [B][D] float32          | [B][D] bf16
+//   keys    [D][B] float32 or f16   | [D / 2][B][2] bf16: pairs of dimensions
+//   values  [B][D] float32 or f16   | [B][D] bf16
 //
 // A tile is sixteen tokens: its scores come from one vector load a dimension (two dimensions for bf16), shared by all
-// query heads of the group. A token walks the tiles of its own sequence from the first visible one to itself, so its
-// result depends on its position alone. Reads 4 D bytes a cached token in bf16, for 4 D multiply-adds a query head.
+// query heads of the group. Queries, scores and sums stay in float32. A token walks the tiles of its own sequence from the first visible one to itself, so its
+// result depends on its position alone. Reads 4 D bytes a cached token in two-byte types, for 4 D multiply-adds a query head.
 #pragma once
 
 #include "kernels.hpp"
@@ -18,7 +18,7 @@ namespace puna::PUNA_NS {
 
 constexpr int MAX_GROUP = 4;  // query heads served by one pass over the keys
 
-template <int HEADS, bool BF16>
+template <int HEADS, CacheType CACHE>
 static inline void tile_scores(const AttendArgs& a, const float* query, const uint8_t* block, int lane, VF* scores) {
   VF even[HEADS];
   VF odd[HEADS];
@@ -26,9 +26,13 @@ static inline void tile_scores(const AttendArgs& a, const float* query, const ui
   for (int d = 0; d < a.head_dim; d += 2) {
     VF first;
     VF second;
-    if constexpr (BF16) {
+    if constexpr (CACHE == CacheType::bf16) {
       const uint16_t* keys = reinterpret_cast<const uint16_t*>(block) + (static_cast<size_t>(d) * a.block_size + 2 * lane);
       load_bf16_pairs(keys, first, second);
+    } else if constexpr (CACHE == CacheType::f16) {
+      const uint16_t* keys = reinterpret_cast<const uint16_t*>(block) + (static_cast<size_t>(d) * a.block_size + lane);
+      first = load_half(keys);
+      second = load_half(keys + a.block_size);
     } else {
       const float* keys = reinterpret_cast<const float*>(block) + (static_cast<size_t>(d) * a.block_size + lane);
       first = load(keys);
@@ -42,7 +46,14 @@ static inline void tile_scores(const AttendArgs& a, const float* query, const ui
   for (int h = 0; h < HEADS; ++h) scores[h] = add(even[h], odd[h]);
 }
 
-template <int HEADS, bool BF16>
+template <CacheType CACHE>
+static inline VF load_value(const uint8_t* values, size_t at) {
+  if constexpr (CACHE == CacheType::bf16) return load_bf16(reinterpret_cast<const uint16_t*>(values) + at);
+  if constexpr (CACHE == CacheType::f16) return load_half(reinterpret_cast<const uint16_t*>(values) + at);
+  return load(reinterpret_cast<const float*>(values) + at);
+}
+
+template <int HEADS, CacheType CACHE>
 static inline void add_values(const AttendArgs& a, const uint8_t* block, int lane, int low, int high,
                               const float* weights, float* sums) {
   const size_t keys_bytes = a.block_bytes / 2;
@@ -51,15 +62,14 @@ static inline void add_values(const AttendArgs& a, const uint8_t* block, int lan
     for (int h = 0; h < HEADS; ++h) sum[h] = load(sums + h * a.head_dim + d);
     for (int t = low; t < high; ++t) {
       const size_t at = static_cast<size_t>(lane + t) * static_cast<size_t>(a.head_dim) + static_cast<size_t>(d);
-      const VF value = BF16 ? load_bf16(reinterpret_cast<const uint16_t*>(block + keys_bytes) + at)
-                            : load(reinterpret_cast<const float*>(block + keys_bytes) + at);
+      const VF value = load_value<CACHE>(block + keys_bytes, at);
       for (int h = 0; h < HEADS; ++h) sum[h] = fma(value, set1(weights[h * LANES + t]), sum[h]);
     }
     for (int h = 0; h < HEADS; ++h) store(sums + h * a.head_dim + d, sum[h]);
   }
 }
 
-template <int HEADS, bool BF16>
+template <int HEADS, CacheType CACHE>
 static void attend_token(const AttendArgs& a, const float* query, float* out, int position) {
   float* sums = a.scratch;
   float* weights = a.scratch + HEADS * a.head_dim;
@@ -74,7 +84,7 @@ static void attend_token(const AttendArgs& a, const float* query, float* out, in
     const int low = begin > start ? begin - start : 0;
     const int high = position - start + 1 < LANES ? position - start + 1 : LANES;
     VF scores[HEADS];
-    tile_scores<HEADS, BF16>(a, query, block, lane, scores);
+    tile_scores<HEADS, CACHE>(a, query, block, lane, scores);
     for (int h = 0; h < HEADS; ++h) {
       VF s = mul(scores[h], set1(a.scale));
       if (a.softcap > 0) {
@@ -96,7 +106,7 @@ static void attend_token(const AttendArgs& a, const float* query, float* out, in
       total[h] += reduce_add(weight);
       store(weights + h * LANES, weight);
     }
-    add_values<HEADS, BF16>(a, block, lane, low, high, weights, sums);
+    add_values<HEADS, CACHE>(a, block, lane, low, high, weights, sums);
   }
   for (int h = 0; h < HEADS; ++h) {
     const VF inverse = set1(1.0f / total[h]);
@@ -105,13 +115,13 @@ static void attend_token(const AttendArgs& a, const float* query, float* out, in
   }
 }
 
-template <bool BF16>
+template <CacheType CACHE>
 static void attend_heads(const AttendArgs& a, const float* query, float* out, int position, int heads) {
   switch (heads) {
-    case 1: return attend_token<1, BF16>(a, query, out, position);
-    case 2: return attend_token<2, BF16>(a, query, out, position);
-    case 3: return attend_token<3, BF16>(a, query, out, position);
-    default: return attend_token<4, BF16>(a, query, out, position);
+    case 1: return attend_token<1, CACHE>(a, query, out, position);
+    case 2: return attend_token<2, CACHE>(a, query, out, position);
+    case 3: return attend_token<3, CACHE>(a, query, out, position);
+    default: return attend_token<4, CACHE>(a, query, out, position);
   }
 }
 
@@ -121,10 +131,11 @@ static void attend(const AttendArgs& a) {
       const int heads = a.group - head < MAX_GROUP ? a.group - head : MAX_GROUP;
       const float* query = a.query + t * a.query_stride + head * a.head_dim;
       float* out = a.out + t * a.query_stride + head * a.head_dim;
-      if (a.bf16)
-        attend_heads<true>(a, query, out, a.positions[t], heads);
-      else
-        attend_heads<false>(a, query, out, a.positions[t], heads);
+      switch (a.cache) {
+        case CacheType::f32: attend_heads<CacheType::f32>(a, query, out, a.positions[t], heads); break;
+        case CacheType::bf16: attend_heads<CacheType::bf16>(a, query, out, a.positions[t], heads); break;
+        case CacheType::f16: attend_heads<CacheType::f16>(a, query, out, a.positions[t], heads); break;
+      }
     }
   }
 }

@@ -38,6 +38,13 @@ std::vector<Op> to_ops(const std::vector<OpTuple>& tuples) {
   return ops;
 }
 
+CacheType cache_type(const std::string& name) {
+  if (name == "f32") return CacheType::f32;
+  if (name == "bf16") return CacheType::bf16;
+  if (name == "f16") return CacheType::f16;
+  throw std::invalid_argument("cache type '" + name + "' is not one of f32, bf16, f16");
+}
+
 void same_length(size_t length, std::initializer_list<size_t> others) {
   for (const size_t other : others)
     if (other != length) throw std::invalid_argument("arrays of one batch differ in length");
@@ -54,11 +61,11 @@ class Core {
 
   void bind(const std::vector<int64_t>& widths, const std::vector<OpTuple>& body, const std::vector<OpTuple>& head,
             const std::vector<std::pair<int64_t, int64_t>>& layers, int hidden, int logits, int64_t num_blocks,
-            int64_t tier_blocks, int block_size, bool bf16) {
+            int64_t tier_blocks, int block_size, const std::string& cache) {
     std::vector<KVLayer> shapes;
     for (const auto& [kv_heads, head_dim] : layers) shapes.push_back({kv_heads, head_dim});
     executor_.bind(widths, to_ops(body), to_ops(head), std::move(shapes), hidden, logits,
-                   {num_blocks, tier_blocks, block_size, bf16});
+                   {num_blocks, tier_blocks, block_size, cache_type(cache)});
   }
 
   void step(In1<int32_t> token_ids, In1<int32_t> positions, In1<int32_t> query_start, In2<int32_t> tables,

@@ -12,6 +12,7 @@ namespace puna {
 namespace {
 
 constexpr int64_t HEAD_ROWS = 32;      // rows whose logits are held at one time
+constexpr int64_t MAX_HEAD_DIM = 1024;
 constexpr int64_t ATTEND_TOKENS = 16;  // tokens of one sequence in one work item
 
 const KernelTable* choose_path(const std::string& name) {
@@ -93,9 +94,10 @@ void Executor::bind(std::vector<int64_t> buffer_widths, std::vector<Op> body, st
   if (config_.num_blocks < 2) throw std::invalid_argument("the pool needs at least two blocks");
   kv_.clear();
   for (const KVLayer& layer : layers_) {
-    if (layer.head_dim <= 0 || layer.head_dim % 16 != 0)
-      throw std::invalid_argument("head_dim is " + std::to_string(layer.head_dim) + "; the native core takes multiples of 16");
-    const size_t block = static_cast<size_t>(2 * layer.head_dim * config_.block_size) * (config_.bf16 ? 2 : 4);
+    if (layer.head_dim <= 0 || layer.head_dim % 16 != 0 || layer.head_dim > MAX_HEAD_DIM)
+      throw std::invalid_argument("head_dim is " + std::to_string(layer.head_dim) +
+                                  "; the native core takes multiples of 16 up to " + std::to_string(MAX_HEAD_DIM));
+    const size_t block = static_cast<size_t>(2 * layer.head_dim * config_.block_size) * (config_.cache == CacheType::f32 ? 4 : 2);
     const size_t a_block_id = block * static_cast<size_t>(layer.kv_heads);
     kv_.push_back({Region(a_block_id * static_cast<size_t>(config_.num_blocks)),
                    Region(a_block_id * static_cast<size_t>(config_.tier_blocks)), block});
@@ -449,7 +451,13 @@ void Executor::store_kv(const Op& op, const float* key, const float* value, cons
       uint8_t* block = kv_[l].pool.data() + static_cast<size_t>(h * config_.num_blocks + id) * kv_[l].block_bytes;
       const float* k = key + (t * layer.kv_heads + h) * dim;
       const float* v = value + (t * layer.kv_heads + h) * dim;
-      if (config_.bf16) {
+      if (config_.cache == CacheType::f16) {
+        uint16_t* keys = reinterpret_cast<uint16_t*>(block);
+        uint16_t halves[MAX_HEAD_DIM];
+        kernels_->to_half(k, halves, dim);
+        for (int64_t d = 0; d < dim; ++d) keys[d * block_size + slot] = halves[d];
+        kernels_->to_half(v, keys + dim * block_size + slot * dim, dim);
+      } else if (config_.cache == CacheType::bf16) {
         uint16_t* keys = reinterpret_cast<uint16_t*>(block);
         uint16_t* values = keys + dim * block_size + slot * dim;
         for (int64_t d = 0; d < dim; ++d) {
@@ -494,7 +502,7 @@ void Executor::attend(const Op& op, const float* query, float* out, const StepVi
         args.block_size = config_.block_size;
         args.group = static_cast<int>(heads / kv_heads);
         args.head_dim = static_cast<int>(dim);
-        args.bf16 = config_.bf16;
+        args.cache = config_.cache;
         args.scale = op.floats[0];
         args.window = static_cast<int>(op.ints[6]);
         args.softcap = op.floats[1];

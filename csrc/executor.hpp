@@ -53,7 +53,7 @@ struct PoolConfig {
   int64_t num_blocks;
   int64_t tier_blocks;
   int block_size;
-  bool bf16;
+  CacheType cache;
 };
 
 struct Weight {

@@ -44,6 +44,8 @@ struct LinearArgs {
   int64_t first_group;  // 0; only the fault that breaks batch invariance on purpose starts elsewhere
 };
 
+enum class CacheType { f32, bf16, f16 };
+
 // Attention of the query heads of one key head, for a run of consecutive tokens of one sequence.
 struct AttendArgs {
   const float* query;  // [rows, query_stride]: this key head's first query head
@@ -57,7 +59,7 @@ struct AttendArgs {
   int block_size;
   int group;  // query heads a key head
   int head_dim;
-  bool bf16;
+  CacheType cache;
   float scale;
   int window;
   float softcap;
@@ -74,6 +76,7 @@ struct KernelTable {
   void (*gate)(const float* gate, const float* up, float* out, int64_t width, int kind);  // up may be null
   void (*add)(const float* x, float* out, int64_t width);
   void (*attend)(const AttendArgs& args);
+  void (*to_half)(const float* x, uint16_t* out, int64_t width);
   float (*maximum)(const float* x, int64_t width);
   float (*sum_exp)(const float* x, int64_t width, float shift);  // sum of exp(x - shift)
 };

@@ -15,7 +15,7 @@
 
 namespace puna::PUNA_NS {
 
-constexpr float WIDE_ABOVE = 6.0f;
+constexpr float WIDE_ABOVE = 4.0f;
 
 // Rounds 32 values to the nearest integer, ties to even, and returns their sum. A value that is not a number has no
 // integer: it becomes zero here, and the group's scale carries it on.

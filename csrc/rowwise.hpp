@@ -89,6 +89,11 @@ static void add_rows(const float* x, float* out, int64_t width) {
       width, [&](int64_t i) { store(out + i, add(load(out + i), load(x + i))); }, [&](int64_t i) { out[i] += x[i]; });
 }
 
+static void to_half(const float* x, uint16_t* out, int64_t width) {
+  for_lanes(
+      width, [&](int64_t i) { store_half(out + i, load(x + i)); }, [&](int64_t i) { out[i] = float_to_half(x[i]); });
+}
+
 static float maximum(const float* x, int64_t width) {
   VF best = set1(-__builtin_inff());
   float tail = -__builtin_inff();

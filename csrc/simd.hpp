@@ -52,6 +52,11 @@ static inline VF scale_by_power_of_two(VF a, VF n) { return {_mm512_scalef_ps(a.
 static inline VF load_half(const uint16_t* p) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }
+static inline void store_half(uint16_t* p, VF a) {
+  const __m512 limit = _mm512_set1_ps(65504.0f);
+  const __m512 clipped = _mm512_min_ps(limit, _mm512_max_ps(_mm512_sub_ps(_mm512_setzero_ps(), limit), a.v));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(clipped, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
 static inline VF load_bf16(const uint16_t* p) {
   const __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16))};
@@ -124,6 +129,14 @@ static inline VF scale_by_power_of_two(VF x, VF n) { return {scale_half(x.a, n.a
 static inline VF load_half(const uint16_t* p) {
   return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
           _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)))};
+}
+static inline void store_half(uint16_t* p, VF x) {
+  const __m256 limit = _mm256_set1_ps(65504.0f);
+  const __m256 least = _mm256_set1_ps(-65504.0f);
+  const __m256 a = _mm256_min_ps(limit, _mm256_max_ps(least, x.a));
+  const __m256 b = _mm256_min_ps(limit, _mm256_max_ps(least, x.b));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8), _mm256_cvtps_ph(b, _MM_FROUND_TO_NEAREST_INT));
 }
 static inline __m256 widen_bf16(const uint16_t* p) {
   const __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
@@ -220,6 +233,9 @@ static inline VF scale_by_power_of_two(VF a, VF n) {
   PUNA_EACH(a.v[i] * bits_to_float(static_cast<uint32_t>(static_cast<int32_t>(n.v[i]) + 127) << 23));
 }
 static inline VF load_half(const uint16_t* p) { PUNA_EACH(half_to_float(p[i])); }
+static inline void store_half(uint16_t* p, VF a) {
+  for (int i = 0; i < LANES; ++i) p[i] = float_to_half(a.v[i]);
+}
 static inline VF load_bf16(const uint16_t* p) { PUNA_EACH(bf16_to_float(p[i])); }
 static inline void load_bf16_pairs(const uint16_t* p, VF& first, VF& second) {
   for (int i = 0; i < LANES; ++i) {

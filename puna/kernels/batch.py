@@ -104,12 +104,12 @@ class StepOutput:
 
 @dataclass(frozen=True)
 class KVConfig:
-    """The pool: `num_blocks` blocks (null block included) of `block_size` tokens in every layer; `dtype` is "f32" or
-    "bf16"; `tier_blocks` more blocks of the same layout outside the pool, for swapping."""
+    """The pool: `num_blocks` blocks (null block included) of `block_size` tokens in every layer; `dtype` is
+    "f32", "bf16" or "f16"; `tier_blocks` more blocks of the same layout outside the pool, for swapping."""
 
     num_blocks: int
     block_size: int = 16
-    dtype: str = "bf16"
+    dtype: str = "f16"
     tier_blocks: int = 0
 
 
@@ -134,5 +134,5 @@ class Interpreter(Protocol):
 
 def kv_bytes_per_block(program: Program, kv: KVConfig) -> int:
     """Bytes that one block takes in all layers, keys and values."""
-    element = {"f32": 4, "bf16": 2}[kv.dtype]
+    element = {"f32": 4, "bf16": 2, "f16": 2}[kv.dtype]
     return sum(2 * shape.kv_heads * shape.head_dim for shape in program.kv) * kv.block_size * element

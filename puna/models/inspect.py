@@ -83,7 +83,7 @@ def describe(path: str | os.PathLike[str]) -> ModelReport:
         parameters=parameters,
         bits_per_parameter=8 * sum(tensor.data.nbytes for tensor in tensors) / max(1, parameters),
         types=_shares(tensors),
-        kv_bytes_per_token={"bf16": 2 * elements, "f32": 4 * elements},
+        kv_bytes_per_token={"f16": 2 * elements, "f32": 4 * elements},
         tokenizer=_tokenizer_kind(model),
         chat_template=model.chat_template is not None,
         licence=licence if isinstance(licence, str) else None,

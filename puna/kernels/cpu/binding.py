@@ -82,7 +82,7 @@ class NativeInterpreter:
             kv.num_blocks,
             kv.tier_blocks,
             kv.block_size,
-            kv.dtype == "bf16",
+            kv.dtype,
         )
         if progress is not None:
             self._kept.append(progress)

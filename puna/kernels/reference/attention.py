@@ -18,11 +18,11 @@ I32 = npt.NDArray[np.int32]
 
 
 class KVPool:
-    """Keys and values of all layers, and of the tier beside the pool. bf16 pools round on writing."""
+    """Keys and values of all layers, and of the tier beside the pool. pools of two-byte types round on writing."""
 
     def __init__(self, program: Program, kv: KVConfig) -> None:
         self.block_size = kv.block_size
-        self.rounds = kv.dtype == "bf16"
+        self.dtype = kv.dtype
         self.pool = [self._layer(kv.num_blocks, s.kv_heads, s.head_dim) for s in program.kv]
         self.tier = [self._layer(kv.tier_blocks, s.kv_heads, s.head_dim) for s in program.kv]
 
@@ -52,7 +52,9 @@ class KVPool:
         return flat[0, :length], flat[1, :length]
 
     def _round(self, x: F32) -> F32:
-        return round_to_bf16(x) if self.rounds else x
+        if self.dtype == "f16":
+            return x.clip(-65504, 65504).astype(np.float16).astype(np.float32)
+        return round_to_bf16(x) if self.dtype == "bf16" else x
 
 
 def round_to_bf16(x: F32) -> F32:
