@@ -2,8 +2,8 @@
 
 A program is a straight line of operators over named buffers. A buffer holds one float32 row per token of the step's
 flat batch. The `body` runs on all T tokens of a step; the `head` runs on the S rows whose logits are wanted (it begins
-with those rows of buffer `hidden`) and leaves vocabulary-wide rows in buffer `logits`. Operators name weights; they know
-nothing of files, requests or devices. Every backend is an interpreter of this.
+with those rows of buffer `hidden`) and leaves vocabulary-wide rows in buffer `logits`. Operators name weights; they
+know nothing of files, requests or devices. Every backend is an interpreter of this.
 """
 
 from __future__ import annotations
