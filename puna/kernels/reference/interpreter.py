@@ -1,7 +1,7 @@
 """Runs a program in NumPy float32: the truth that other backends are compared with.
 
-It keeps dequantised weights and a float32 pool (or one rounded to the cache type). NumPy's matrix products may sum in another order
-for another batch, so it is not batch-invariant; it is exact enough to judge those that are.
+It keeps dequantised weights and a float32 pool (or one rounded to the cache type). NumPy's matrix products may sum in
+another order for another batch, so it is not batch-invariant; it is exact enough to judge those that are.
 """
 
 from __future__ import annotations
