@@ -98,9 +98,6 @@ class Core {
     ragged(allowed_start, allowed_ids.shape(0));
     ragged(banned_start, banned_ids.shape(0));
     ragged(bias_start, bias_ids.shape(0));
-    for (size_t s = 0; s < count; ++s)
-      if (static_cast<size_t>(history_row.data()[s]) >= history.shape(0) && history.shape(0) > 0)
-        throw std::invalid_argument("samples.history_row is out of range");
     StepView view{};
     view.tokens = static_cast<int64_t>(token_ids.shape(0));
     view.sequences = static_cast<int64_t>(tables.shape(0));
@@ -113,7 +110,8 @@ class Core {
     view.moves = moves.data();
     view.samples = {static_cast<int64_t>(count), index.data(), target.data(), num_logprobs.data(), temperature.data(),
                     top_k.data(), top_p.data(), min_p.data(), repetition.data(), frequency.data(), presence.data(),
-                    seed.data(), position.data(), history.data(), static_cast<int64_t>(history.shape(1)),
+                    seed.data(), position.data(), history.data(), static_cast<int64_t>(history.shape(0)),
+                    static_cast<int64_t>(history.shape(1)),
                     history_row.data(), prompt_len.data(), total_len.data(), allowed_start.data(), allowed_ids.data(),
                     banned_start.data(), banned_ids.data(), bias_start.data(), bias_ids.data(), bias_values.data()};
     view.out = {tokens.data(), logprob.data(), rank.data(), top_ids.data(), top_logprobs.data(),

@@ -27,7 +27,8 @@ struct SampleView {
   const float* presence;
   const uint64_t* seed;
   const int32_t* position;
-  const int32_t* history;  // [rows, history_width]
+  const int32_t* history;  // [history_rows, history_width]
+  int64_t history_rows;
   int64_t history_width;
   const int32_t* history_row;
   const int32_t* prompt_len;
