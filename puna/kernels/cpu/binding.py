@@ -72,18 +72,21 @@ class NativeInterpreter:
         digest = hashlib.sha256()
         numbers = self._add_weights(weights, compute == "int8", digest)
         buffers = {name: i for i, name in enumerate(program.buffers)}
-        self._core.bind(
-            list(program.buffers.values()),
-            [flatten(op, buffers, numbers) for op in program.body],
-            [flatten(op, buffers, numbers) for op in program.head],
-            [(shape.kv_heads, shape.head_dim) for shape in program.kv],
-            buffers["hidden"],
-            buffers["logits"],
-            kv.num_blocks,
-            kv.tier_blocks,
-            kv.block_size,
-            kv.dtype,
-        )
+        try:
+            self._core.bind(
+                list(program.buffers.values()),
+                [flatten(op, buffers, numbers) for op in program.body],
+                [flatten(op, buffers, numbers) for op in program.head],
+                [(shape.kv_heads, shape.head_dim) for shape in program.kv],
+                buffers["hidden"],
+                buffers["logits"],
+                kv.num_blocks,
+                kv.tier_blocks,
+                kv.block_size,
+                kv.dtype,
+            )
+        except ValueError as error:
+            raise InputError(f"the native core cannot run this model so: {error}") from None
         if progress is not None:
             self._kept.append(progress)
             self._core.set_progress(progress)
