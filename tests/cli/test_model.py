@@ -57,5 +57,5 @@ def test_prompts_in_bulk_are_answered_as_alone(tmp_path: Path) -> None:
 def test_inspect_knows_the_model() -> None:
     facts = json.loads(puna("inspect", "smollm2", "--json").stdout)
     assert facts["layers"] == 30
-    assert facts["kv_bytes_per_token"]["bf16"] == 23040
+    assert facts["kv_bytes_per_token"]["f16"] == 23040
     assert facts["licence"] == "apache-2.0"

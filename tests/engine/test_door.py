@@ -95,7 +95,7 @@ def test_without_a_wish_the_context_shrinks_to_what_the_pool_holds(make_engine: 
         {"prefix_cache": 1},
         {"model": ""},
         {"threads": 2.0},
-        {"kv_dtype": "f16"},
+        {"kv_dtype": "f64"},
         {"policy": "lottery"},
     ],
 )
