@@ -20,7 +20,7 @@ from puna.engine.record import StepRecorder, open_recorder
 from puna.engine.runner import PreparedStep, Runner
 from puna.engine.stats import EngineCounters, EngineStats
 from puna.errors import InputError
-from puna.kernels.batch import U64, StepOutput
+from puna.kernels.batch import NO_TOKEN, U64, StepOutput
 from puna.sched.config import SchedulerConfig
 from puna.sched.fcfs import Fcfs
 from puna.sched.policy import Policy
@@ -29,6 +29,10 @@ from puna.sched.scheduler import Scheduler
 from puna.sched.sequence import Sequence, Status
 from puna.sched.step import ScheduledStep
 
+NOT_NUMBERS = (
+    "the model computed logits that are not numbers after this sample's tokens; other requests are not touched by it: "
+    "look for damaged weights, or try compute='float32' and kv_dtype='f32'"
+)
 POLICIES: dict[str, Callable[[], Policy]] = {"fcfs": Fcfs, "priority": Priority}
 
 
@@ -176,7 +180,11 @@ class Engine:
         updates = []
         tokens = output.tokens[: len(prepared.drawn)].tolist()  # scored rows stand behind the drawn ones
         for s, ((_, sample), token) in enumerate(zip(prepared.drawn, tokens, strict=True)):
-            updates.append(self._draw(places[sample], sample, token, output, s, now))
+            if token == NO_TOKEN:
+                updates.append(_update(sample, [], finish_reason="error", error=NOT_NUMBERS))
+                self._end(places[sample], sample, "error")
+            else:
+                updates.append(self._draw(places[sample], sample, token, output, s, now))
         for _, sample, reason in prepared.faults:
             updates.append(_update(sample, [], finish_reason="error", error=reason))
             self._end(places[sample], sample, "error")

@@ -24,6 +24,7 @@ MOVE_COPY = 0  # pool[src] -> pool[dst] (copy-on-write)
 MOVE_OUT = 1  # pool[src] -> tier[dst] (swap out)
 MOVE_IN = 2  # tier[src] -> pool[dst] (swap in)
 
+NO_TOKEN = -1  # what is drawn from logits that are not numbers: the sequence cannot go on
 GREEDY_BELOW = 1e-5  # a temperature under this means argmax
 
 
@@ -90,7 +91,7 @@ class StepBatch:
 
 @dataclass(frozen=True)
 class StepOutput:
-    """tokens int32 [S] (the target where one was given); logprob float32 [S] and rank int32 [S] (1 is best), top_ids
+    """tokens int32 [S] (the target where one was given; NO_TOKEN where the logits are not finite); logprob float32 [S] and rank int32 [S] (1 is best), top_ids
     int32 [S, K] and top_logprobs float32 [S, K] with K = max(num_logprobs, 0), from the raw logits, padded with -1 and
     -inf; logits float32 [S, vocab] raw, only where asked for."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from puna.kernels.batch import GREEDY_BELOW, SampleRows
+from puna.kernels.batch import GREEDY_BELOW, NO_TOKEN, SampleRows
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -95,7 +95,10 @@ def filter_logits(x: F32, top_k: int, top_p: float, min_p: float) -> F32:
 
 
 def draw(logits: F32, rows: SampleRows, s: int) -> int:
-    """The token of sample row s. A row in which nothing is allowed yields the argmax of its raw logits."""
+    """The token of sample row s. A row in which nothing is allowed yields the argmax of its raw logits, one
+    whose logits are not all finite NO_TOKEN."""
+    if not np.isfinite(logits).all():
+        return NO_TOKEN
     x = process_logits(logits, rows, s)
     if not np.isfinite(x.max()):
         return int(np.argmax(logits))
