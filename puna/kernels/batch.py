@@ -91,9 +91,9 @@ class StepBatch:
 
 @dataclass(frozen=True)
 class StepOutput:
-    """tokens int32 [S] (the target where one was given; NO_TOKEN where the logits are not finite); logprob float32 [S] and rank int32 [S] (1 is best), top_ids
-    int32 [S, K] and top_logprobs float32 [S, K] with K = max(num_logprobs, 0), from the raw logits, padded with -1 and
-    -inf; logits float32 [S, vocab] raw, only where asked for."""
+    """tokens int32 [S] (the target where one was given; NO_TOKEN where the logits are not finite); logprob float32 [S]
+    and rank int32 [S] (1 is best), top_ids int32 [S, K] and top_logprobs float32 [S, K] with K = max(num_logprobs, 0),
+    from the raw logits, padded with -1 and -inf; logits float32 [S, vocab] raw, only where asked for."""
 
     tokens: I32
     logprob: F32

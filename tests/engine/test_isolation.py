@@ -43,7 +43,7 @@ def test_logits_that_are_not_numbers_end_their_own_sample_and_no_other(poisoned:
         assert engine.scheduler.stats().blocks_used == 0
         return found
 
-    good = [prompt(20, 1)[:19] + [5], prompt(33, 2)]
+    good = [[*prompt(20, 1)[:19], 5], prompt(33, 2)]
     good = [[token if token != POISON else 5 for token in one] for one in good]
     wanted = answers(*good)
     bad = [*good[0][:10], POISON, *good[0][10:]]
