@@ -61,6 +61,16 @@ def test_one_two_three_and_eight_threads_give_the_same_bits(tiny: LoadedModel, i
         assert_same_bits(out, outs[0])
 
 
+@pytest.mark.skipif(not {"avx2", "avx512"} <= set(paths()), reason="needs a processor with both")
+@pytest.mark.parametrize("compute", ["int8", "float32"])
+def test_avx2_and_avx512_give_the_same_bits(tiny: LoadedModel, compute: str) -> None:
+    outs = [
+        run(NativeInterpreter(tiny.program, tiny.weights, KV, isa=isa, threads=2, compute=compute), mixed_steps(3))
+        for isa in ("avx2", "avx512")
+    ]
+    assert_same_bits(*outs)
+
+
 def test_two_interpreters_in_two_threads_do_not_know_each_other(tiny: LoadedModel) -> None:
     wanted = [run(NativeInterpreter(tiny.program, tiny.weights, KV, threads=1), mixed_steps(seed)) for seed in (1, 2)]
     natives = [NativeInterpreter(tiny.program, tiny.weights, KV, threads=2) for _ in range(2)]
