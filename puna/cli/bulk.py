@@ -47,6 +47,7 @@ class _Sample:
     text: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     finish_reason: str = ""
+    seed: int | None = None
 
 
 @dataclass
@@ -63,7 +64,7 @@ class _Job:
     def record(self) -> Record:
         if isinstance(self.line, BadLine) or self.error is not None:
             return Record(id=self.line.id, line=self.line.number, error=self.error)
-        outputs = [Sample(i, "".join(s.text), s.token_ids, s.finish_reason) for i, s in enumerate(self.samples)]
+        outputs = [Sample(i, "".join(s.text), s.token_ids, s.finish_reason, s.seed) for i, s in enumerate(self.samples)]
         return Record(
             id=self.line.id,
             line=self.line.number,
@@ -127,6 +128,7 @@ def _advance(local: LocalModel, delta: LocalDelta, running: dict[str, _Job], sum
     summary.tokens += len(delta.token_ids)
     job.cached_tokens = max(job.cached_tokens, delta.cached_tokens or 0)
     sample.finish_reason = delta.finish_reason or ""
+    sample.seed = sample.seed if delta.seed is None else delta.seed
     if delta.error is not None:
         job.error = f"line {job.line.number}: {delta.error}"
     if job.done:

@@ -27,12 +27,13 @@ from puna.models.names import resolve
 
 @dataclass(frozen=True)
 class LocalDelta:
-    """News of one sample of request `request_id`. `cached_tokens` comes with its first tokens."""
+    """News of one sample of request `request_id`. `seed` and `cached_tokens` come with its first tokens."""
 
     request_id: str
     index: int
     text: str
     token_ids: list[int]
+    seed: int | None
     cached_tokens: int | None
     finish_reason: FinishReason | None
     error: str | None
@@ -106,6 +107,7 @@ class LocalModel:
                     update.index,
                     delta.text,
                     delta.token_ids,
+                    update.seed,
                     update.cached_tokens,
                     delta.finish_reason,
                     delta.error,

@@ -40,11 +40,12 @@ class BadLine:
     error: str
 
 
-class Sample(msgspec.Struct, frozen=True):
+class Sample(msgspec.Struct, frozen=True, omit_defaults=True):
     index: int
     text: str
     token_ids: list[int]
     finish_reason: str
+    seed: int | None = None  # where it was drawn
 
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):

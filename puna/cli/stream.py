@@ -29,6 +29,7 @@ class Answer:
     total_s: float
     interrupted: bool
     finish_reason: str
+    seed: int | None
 
 
 def print_answer(local: LocalModel, prompt_ids: list[int], params: SamplingParams) -> Answer:
@@ -36,12 +37,14 @@ def print_answer(local: LocalModel, prompt_ids: list[int], params: SamplingParam
     begun = time.perf_counter()
     pieces: list[str] = []
     tokens, cached, first_token_s, reason = 0, 0, 0.0, "abort"
+    seed: int | None = None
     with Interrupt() as interrupt:
         for delta in local.answer(prompt_ids, params, stop=lambda: interrupt.asked):
             if not tokens:
                 first_token_s = time.perf_counter() - begun
             tokens += len(delta.token_ids)
             cached = delta.cached_tokens or cached
+            seed = seed if delta.seed is None else delta.seed
             reason = delta.finish_reason or reason
             if delta.text:
                 pieces.append(delta.text)
@@ -55,15 +58,16 @@ def print_answer(local: LocalModel, prompt_ids: list[int], params: SamplingParam
     if not text.endswith("\n"):
         print(flush=True)
     total_s = time.perf_counter() - begun
-    return Answer(text, len(prompt_ids), cached, tokens, first_token_s, total_s, reason == "abort", reason)
+    return Answer(text, len(prompt_ids), cached, tokens, first_token_s, total_s, reason == "abort", reason, seed)
 
 
 def print_stats(answer: Answer) -> None:
     decoding_s = answer.total_s - answer.first_token_s
     speed = f"{(answer.tokens - 1) / decoding_s:.1f} tokens/s" if answer.tokens > 1 and decoding_s > 0 else "-"
+    seed = "" if answer.seed is None else f"; seed {answer.seed}"
     line = (
         f"[{answer.tokens} tokens, {speed}, first after {answer.first_token_s * 1000:.0f} ms; "
-        f"prompt {answer.prompt_tokens}, of which {answer.cached_tokens} from the cache]"
+        f"prompt {answer.prompt_tokens}, of which {answer.cached_tokens} from the cache{seed}]"
     )
     print(dim(line), file=sys.stderr)
 

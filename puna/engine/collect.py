@@ -27,6 +27,7 @@ class Logprob:
 @dataclass(frozen=True)
 class CompletionOutput:
     """One sample. `stop_reason`: the stop string or stop token id that ended it, None for an end-of-sequence token.
+    `seed`: what it was drawn with (None where greedy); a request of its own with this seed draws the same.
     `logprobs[i]` maps token ids to their log-probabilities at token i: the drawn one first, then the most likely."""
 
     index: int
@@ -36,6 +37,7 @@ class CompletionOutput:
     logprobs: list[dict[int, Logprob]] | None
     finish_reason: FinishReason | None
     stop_reason: str | int | None
+    seed: int | None = None
     error: str | None = None
 
 
@@ -66,6 +68,7 @@ class Collector:
         ]
         self._prompt_logprobs: list[PositionLogprobs | None] | None = None
         self._cached_tokens: int | None = None
+        self._seeds: dict[int, int] = {}
 
     @property
     def finished(self) -> bool:
@@ -77,6 +80,8 @@ class Collector:
             self._prompt_logprobs = update.prompt_logprobs
         if update.cached_tokens is not None and self._cached_tokens is None:
             self._cached_tokens = update.cached_tokens
+        if update.seed is not None:
+            self._seeds[update.index] = update.seed
         return self._samples[update.index].push(update).abort
 
     def output(self) -> RequestOutput:
@@ -100,6 +105,7 @@ class Collector:
             logprobs=[named for p in sample.logprobs if (named := self._named(p))] if wanted else None,
             finish_reason=sample.finish_reason,
             stop_reason=sample.stop_reason,
+            seed=self._seeds.get(index),
             error=sample.error,
         )
 

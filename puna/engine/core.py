@@ -20,7 +20,7 @@ from puna.engine.record import StepRecorder, open_recorder
 from puna.engine.runner import PreparedStep, Runner
 from puna.engine.stats import EngineCounters, EngineStats
 from puna.errors import InputError
-from puna.kernels.batch import NO_TOKEN, U64, StepOutput
+from puna.kernels.batch import GREEDY_BELOW, NO_TOKEN, U64, StepOutput
 from puna.sched.config import SchedulerConfig
 from puna.sched.fcfs import Fcfs
 from puna.sched.policy import Policy
@@ -225,6 +225,7 @@ class Engine:
             token_ids=[token],
             logprobs=logprobs,
             prompt_logprobs=stream.scores.entries() if first and stream.scores is not None else None,
+            seed=sample.recipe.seed if first and sample.recipe.params.temperature >= GREEDY_BELOW else None,
             cached_tokens=sequence.cached_len if first else None,
             finish_reason=reason,
             stop_token_id=stop_id,

@@ -151,6 +151,7 @@ class SampleUpdate(msgspec.Struct, frozen=True, kw_only=True):
     token_ids: list[int]
     logprobs: list[PositionLogprobs] | None = None
     prompt_logprobs: list[PositionLogprobs | None] | None = None  # with the first token only; first entry None
+    seed: int | None = None  # what this sample draws with, unless it is greedy; with the first token only
     cached_tokens: int | None = None  # with the first token only: prompt tokens that came from the prefix cache
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None

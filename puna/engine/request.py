@@ -28,9 +28,9 @@ def make_request(
     tenant: str = "",
     delivered: list[list[int]] | None = None,
 ) -> EngineRequest:
-    """A request that can be replayed exactly: its seed is set."""
+    """A request that can be replayed exactly: its seed is set (below 2^53, so that any JSON reader keeps it whole)."""
     if params.seed is None:
-        params = msgspec.structs.replace(params, seed=secrets.randbits(63))
+        params = msgspec.structs.replace(params, seed=secrets.randbits(53))
     return EngineRequest(
         request_id=request_id,
         prompt_token_ids=prompt_token_ids,

@@ -49,6 +49,7 @@ class ChatChunkChoice(msgspec.Struct, frozen=True, kw_only=True):
     delta: ChatDelta
     logprobs: ChatLogprobs | None = None
     finish_reason: str | None = None
+    seed: int | msgspec.UnsetType = msgspec.UNSET  # with the role
 
 
 class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,6 +73,7 @@ class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
     message: ChatMessage
     logprobs: ChatLogprobs | None
     finish_reason: str
+    seed: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,6 +100,7 @@ class CompletionChoice(msgspec.Struct, frozen=True, kw_only=True):
     text: str
     logprobs: CompletionLogprobs | None = None
     finish_reason: str | None = None
+    seed: int | msgspec.UnsetType = msgspec.UNSET  # with the first text
     prompt_logprobs: list[dict[str, dict[str, Any]] | None] | msgspec.UnsetType = msgspec.UNSET
 
 

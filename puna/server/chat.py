@@ -23,7 +23,7 @@ from puna.server.answers import (
     ChatMessage,
     Usage,
 )
-from puna.server.deltas import Delta, Heading, UsageCount
+from puna.server.deltas import Delta, Heading, UsageCount, known_seed
 from puna.server.logprobs import chat_logprobs
 
 if TYPE_CHECKING:
@@ -61,7 +61,8 @@ async def chat_chunks(
             count.add(delta)
             if delta.index not in begun:
                 begun.add(delta.index)
-                yield chunk([ChatChunkChoice(index=delta.index, delta=ChatDelta(role="assistant", content=""))])
+                role = ChatDelta(role="assistant", content="")
+                yield chunk([ChatChunkChoice(index=delta.index, delta=role, seed=known_seed(delta))])
             logprobs = chat_logprobs(tokenizer, delta.logprobs) if want_logprobs and delta.logprobs else None
             if delta.text or logprobs:
                 text = ChatDelta(content=delta.text)
@@ -78,6 +79,7 @@ class _Choice:
     text: list[str] = field(default_factory=list)
     logprobs: list[ChatLogprob] | None = None
     finish_reason: str = "stop"
+    seed: int | UnsetType = UNSET
 
 
 async def whole_chat(chunks: AsyncIterator[ChatChunk], count: UsageCount) -> ChatCompletion:
@@ -90,6 +92,7 @@ async def whole_chat(chunks: AsyncIterator[ChatChunk], count: UsageCount) -> Cha
             choice.text.append(part.delta.content or "")
             if part.logprobs is not None:
                 choice.logprobs = [*(choice.logprobs or []), *part.logprobs.content]
+            choice.seed = choice.seed if part.seed is UNSET else part.seed
             choice.finish_reason = part.finish_reason or choice.finish_reason
     assert last is not None, "an answer has at least a role and a finish"
     return ChatCompletion(
@@ -103,6 +106,7 @@ async def whole_chat(chunks: AsyncIterator[ChatChunk], count: UsageCount) -> Cha
                 message=ChatMessage("".join(choice.text)),
                 logprobs=None if choice.logprobs is None else ChatLogprobs(choice.logprobs),
                 finish_reason=choice.finish_reason,
+                seed=choice.seed,
             )
             for index, choice in sorted(choices.items())
         ],

@@ -14,7 +14,7 @@ from msgspec import UNSET, UnsetType
 
 from puna.engine.params import PositionLogprobs
 from puna.server.answers import Completion, CompletionChoice, CompletionLogprobs, Usage
-from puna.server.deltas import Delta, Heading, UsageCount
+from puna.server.deltas import Delta, Heading, UsageCount, known_seed
 from puna.server.logprobs import completion_logprobs, prompt_logprobs
 from puna.server.prompts import Prompt
 
@@ -91,14 +91,15 @@ async def completion_chunks(
                 places = offsets[delta.index].of(delta.token_ids)
                 positions: list[PositionLogprobs | None] = list(delta.logprobs)
                 logprobs = completion_logprobs(tokenizer, delta.token_ids, positions, places)
-            if delta.text or logprobs or delta.finish_reason:
-                yield chunk(
-                    [
-                        CompletionChoice(
-                            index=delta.index, text=delta.text, logprobs=logprobs, finish_reason=delta.finish_reason
-                        )
-                    ]
+            if delta.text or logprobs or delta.finish_reason or delta.seed is not None:
+                news = CompletionChoice(
+                    index=delta.index,
+                    text=delta.text,
+                    logprobs=logprobs,
+                    finish_reason=delta.finish_reason,
+                    seed=known_seed(delta),
                 )
+                yield chunk([news])
     if shape.include_usage:
         yield chunk([], count.usage())
 
@@ -127,6 +128,7 @@ class _Choice:
     text: list[str] = field(default_factory=list)
     logprobs: CompletionLogprobs | None = None
     finish_reason: str | None = None
+    seed: int | UnsetType = UNSET
     prompt_logprobs: Any = UNSET
 
 
@@ -140,6 +142,7 @@ async def whole_completion(chunks: AsyncIterator[Completion], count: UsageCount)
             choice.text.append(part.text)
             choice.logprobs = _joined(choice.logprobs, part.logprobs)
             choice.finish_reason = part.finish_reason or choice.finish_reason
+            choice.seed = choice.seed if part.seed is UNSET else part.seed
             if part.prompt_logprobs is not UNSET:
                 choice.prompt_logprobs = part.prompt_logprobs
     assert last is not None, "an answer has at least a finish"
@@ -154,6 +157,7 @@ async def whole_completion(chunks: AsyncIterator[Completion], count: UsageCount)
                 text="".join(choice.text),
                 logprobs=choice.logprobs,
                 finish_reason=choice.finish_reason,
+                seed=choice.seed,
                 prompt_logprobs=choice.prompt_logprobs,
             )
             for index, choice in sorted(choices.items())

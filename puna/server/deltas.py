@@ -13,6 +13,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from puna.engine.output import SampleText
 from puna.engine.params import EngineRequest, PositionLogprobs, SamplingParams
 from puna.errors import EngineError
@@ -37,7 +39,8 @@ class Heading:
 
 @dataclass(frozen=True)
 class Delta:
-    """News of one choice. `cached_tokens` and `prompt_logprobs` come with the first delta of a choice."""
+    """News of one choice. `seed`, `cached_tokens` and `prompt_logprobs` come with the first delta of a
+    choice."""
 
     index: int
     text: str
@@ -45,11 +48,17 @@ class Delta:
     logprobs: list[PositionLogprobs]
     prompt_logprobs: list[PositionLogprobs | None] | None = None
     cached_tokens: int | None = None
+    seed: int | None = None
     finish_reason: str | None = None
 
     def without_answer(self) -> Delta:
         """The same news with nothing generated: for a client that only wants its prompt scored."""
         return dataclasses.replace(self, text="", token_ids=[], logprobs=[])
+
+
+def known_seed(delta: Delta) -> int | msgspec.UnsetType:
+    """The seed as it goes into a choice: only where the delta brings it."""
+    return msgspec.UNSET if delta.seed is None else delta.seed
 
 
 @dataclass
@@ -134,6 +143,7 @@ async def _one(
                 logprobs=delta.logprobs or [],
                 prompt_logprobs=update.prompt_logprobs,
                 cached_tokens=update.cached_tokens,
+                seed=update.seed,
                 finish_reason=delta.finish_reason,
             )
             if not running:
