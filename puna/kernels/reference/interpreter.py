@@ -17,7 +17,7 @@ from puna.kernels.batch import KVConfig, StepBatch, StepOutput
 from puna.kernels.reference import operators
 from puna.kernels.reference.attention import KVPool, attend
 from puna.kernels.reference.dequantize import dequantize
-from puna.kernels.reference.sampling import draw, raw_logprobs
+from puna.kernels.reference.sampling import choose, raw_logprobs
 from puna.kernels.tensor import RawTensor
 
 F32 = npt.NDArray[np.float32]
@@ -126,14 +126,14 @@ class ReferenceInterpreter:
         count = len(rows.index)
         best = max(0, int(rows.num_logprobs.max(initial=0)))
         out = StepOutput(
-            tokens=np.array([t if t >= 0 else draw(logits[s], rows, s) for s, t in enumerate(rows.target)], np.int32),
+            tokens=np.array([choose(logits[s], rows, s) for s in range(count)], np.int32),
             logprob=np.zeros(count, np.float32),
             rank=np.zeros(count, np.int32),
             top_ids=np.full((count, best), -1, np.int32),
             top_logprobs=np.full((count, best), -np.inf, np.float32),
             logits=logits.copy() if batch.want_logits else None,
         )
-        for s in np.flatnonzero(rows.num_logprobs >= 0):
+        for s in np.flatnonzero((rows.num_logprobs >= 0) & (out.tokens >= 0)):
             logprobs, token, k = raw_logprobs(logits[s]), out.tokens[s], int(rows.num_logprobs[s])
             out.logprob[s] = logprobs[token]
             out.rank[s] = 1 + np.count_nonzero(logits[s] > logits[s][token])

@@ -94,11 +94,15 @@ def filter_logits(x: F32, top_k: int, top_p: float, min_p: float) -> F32:
     return x
 
 
-def draw(logits: F32, rows: SampleRows, s: int) -> int:
-    """The token of sample row s. A row in which nothing is allowed yields the argmax of its raw logits, one
-    whose logits are not all finite NO_TOKEN."""
+def choose(logits: F32, rows: SampleRows, s: int) -> int:
+    """The token of sample row s: its target, or a draw; NO_TOKEN where a logit is not finite."""
     if not np.isfinite(logits).all():
         return NO_TOKEN
+    return int(rows.target[s]) if rows.target[s] >= 0 else draw(logits, rows, s)
+
+
+def draw(logits: F32, rows: SampleRows, s: int) -> int:
+    """The token of sample row s. A row in which nothing is allowed yields the argmax of its raw logits."""
     x = process_logits(logits, rows, s)
     if not np.isfinite(x.max()):
         return int(np.argmax(logits))
