@@ -132,6 +132,10 @@ def test_top_p_among_ties_keeps_the_lowest_ids() -> None:
     assert kept(np.zeros(8, np.float32), top_p=0.3) == {0, 1, 2}
 
 
+def test_top_p_keeps_nothing_beyond_a_mass_that_is_reached_exactly() -> None:
+    assert kept(np.zeros(8, np.float32), top_p=0.25) == {0, 1}
+
+
 @pytest.mark.parametrize(
     ("p", "wanted"), [(0.2, {1, 2, 3, 4}), (0.26, {1, 2, 3}), (0.74, {1, 3}), (0.76, {1}), (1.0, {1})]
 )
