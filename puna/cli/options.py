@@ -56,6 +56,12 @@ Threads = Annotated[int, typer.Option("--threads", rich_help_panel=_ENGINE, help
 Compute = Annotated[
     str, typer.Option("--compute", rich_help_panel=_ENGINE, help="int8 (quick) or float32, for the native core.")
 ]
+Isa = Annotated[
+    str,
+    typer.Option(
+        "--isa", rich_help_panel=_ENGINE, help="Instruction path of the native core. auto: the best (puna doctor)."
+    ),
+]
 MaxModelLen = Annotated[
     int | None,
     typer.Option("--max-model-len", rich_help_panel=_ENGINE, help="Context in tokens. Default: what the model allows."),

@@ -30,6 +30,7 @@ def serve(
     backend: options.Backend = "cpu",
     threads: options.Threads = 0,
     compute: options.Compute = "int8",
+    isa: options.Isa = "auto",
     max_model_len: options.MaxModelLen = None,
     kv_gib: options.KvGib = None,
     max_seqs: Annotated[
@@ -48,6 +49,7 @@ def serve(
         backend=backend,
         threads=threads,
         compute=compute,
+        isa=isa,
         max_model_len=max_model_len,
         kv_gib=kv_gib,
         max_seqs=max_seqs,

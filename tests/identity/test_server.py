@@ -18,9 +18,14 @@ from tests.identity.crowd import together
 from tests.server.process import ServerProcess
 
 
+@pytest.fixture(scope="module", params=paths())
+def isa(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def server(tiny: Bench) -> Iterator[ServerProcess]:
-    running = ServerProcess.start(str(tiny.crowd.path), "--threads", "2", "--kv-gib", "0.01")
+def server(tiny: Bench, isa: str) -> Iterator[ServerProcess]:
+    running = ServerProcess.start(str(tiny.crowd.path), "--threads", "2", "--kv-gib", "0.01", "--isa", isa)
     yield running
     running.kill()
 
@@ -66,10 +71,10 @@ def in_order(bench: Bench, wanted: Samples) -> list[Sample]:
 
 
 def test_the_server_answers_a_crowd_as_the_engine_answers_each_request_alone(
-    server: ServerProcess, tiny: Bench
+    server: ServerProcess, tiny: Bench, isa: str
 ) -> None:
     """Twice: the second time most of every prompt is in the cache."""
-    wanted = in_order(tiny, tiny.wanted(Numerics(paths()[0]), together))
+    wanted = in_order(tiny, tiny.wanted(Numerics(isa), together))
     for _ in range(2):
         choices = [choice for (choice,) in ask(server, [body(request) for request in tiny.crowd.requests])]
         assert unlike(tiny, choices, wanted) == []
@@ -89,8 +94,8 @@ def test_samples_of_one_request_to_the_server_are_requests_with_the_seeds_that_f
 
 
 def test_answers_of_a_core_whose_sums_depend_on_the_batch_are_told_from_the_servers(
-    server: ServerProcess, tiny: Bench
+    server: ServerProcess, tiny: Bench, isa: str
 ) -> None:
-    broken = in_order(tiny, tiny.answers(Numerics(paths()[0], broken=True), together))
+    broken = in_order(tiny, tiny.answers(Numerics(isa, broken=True), together))
     choices = [choice for (choice,) in ask(server, [body(request) for request in tiny.crowd.requests])]
     assert len(unlike(tiny, choices, broken)) > 10
