@@ -144,6 +144,8 @@ class Recording:
             _read_frame(file)
             while True:
                 payload, self.torn = _read_frame(file)
+                if payload is None and self.torn and file.read(1):
+                    raise InputError(f"{self.path}: a step of the recording is damaged, and others stand behind it")
                 if payload is None:
                     return
                 try:

@@ -74,6 +74,14 @@ def test_a_torn_last_step_is_left_out_and_told(recorded: Path) -> None:
     assert "torn" in str(report)
 
 
+def test_damage_before_the_last_step_is_no_torn_end(recorded: Path) -> None:
+    data = bytearray(recorded.read_bytes())
+    data[len(data) // 2] ^= 1
+    recorded.write_bytes(data)
+    with pytest.raises(InputError, match="damaged"):
+        replay(recorded)
+
+
 def test_the_first_difference_is_named(recorded: Path) -> None:
     def change(record: StepRecord) -> StepRecord:
         tokens = record.output["tokens"].numpy().copy()
