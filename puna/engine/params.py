@@ -98,7 +98,8 @@ def _check(p: SamplingParams) -> None:
 
 
 def _between(name: str, value: Any, low: float, high: float, *, open_low: bool = False) -> None:
-    wanted = f"above {low:g} and up to {high:g}" if open_low else f"{low:g} to {high:g}"
+    lowest, highest = (str(bound) if isinstance(bound, int) else f"{bound:g}" for bound in (low, high))
+    wanted = f"above {lowest} and up to {highest}" if open_low else f"{lowest} to {highest}"
     whole = isinstance(low, int)
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not math.isfinite(value):
         raise InputError(

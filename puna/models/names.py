@@ -141,7 +141,9 @@ def _local(name: str) -> Path:
     if path.exists():
         return path
     if "/" in name or name.endswith(".gguf"):
-        raise ModelNotFoundError(f"{name}: no such file")
+        remote = not name.endswith(".gguf") and _HUB.fullmatch(f"hf:{name}")
+        hint = f"; a repository of the Hugging Face hub is named hf:{name}" if remote else ""
+        raise ModelNotFoundError(f"{name}: no such file{hint}")
     known = sorted({*CATALOGUE, *(alias for model in stored_models() for alias in model.names)})
     close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
     hint = f"Did you mean {close[0]}?" if close else f"Known names: {', '.join(known)}."

