@@ -39,7 +39,8 @@ class Summary:
         speed = self.tokens / self.seconds if self.seconds else 0.0
         failed = f", {self.failed} failed" if self.failed else ""
         cut = ", interrupted" if self.interrupted else ""
-        return f"{self.done} prompts{failed}{cut}; {self.tokens} tokens in {self.seconds:.1f} s ({speed:.1f} tokens/s)"
+        cost = f"{self.tokens} tokens in {self.seconds:.1f} s ({speed:.1f} tokens/s)"
+        return f"{self.done} prompts done{failed}{cut}; {cost}"
 
 
 @dataclass

@@ -52,6 +52,8 @@ def chat(
     """Talk with a model: one question (`puna chat "What is the capital of France?"`) or a conversation.
 
     Piped text is the question, or is added below it: `cat notes.txt | puna chat "Summarise this:"`.
+
+    Without --max-tokens an answer has 1024 tokens at most, or what the context leaves.
     """
     params = options.sampling_params(
         temperature=temperature,

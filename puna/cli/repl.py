@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from puna.cli.local import LocalModel
 
 PROMPT = ">>> "
+SETTABLE = tuple(name for name in SamplingParams.__struct_fields__ if name != "n")
 HELP = """\
 /help             this list
 /reset            forget the conversation, keep the system message
@@ -116,9 +117,11 @@ class Repl:
 
     def _reset(self, _: str) -> None:
         self._conversation.reset()
+        print(dim("forgotten; the system message stays" if self._conversation.messages else "forgotten"))
 
     def _system(self, text: str) -> None:
         self._conversation.set_system(text)
+        print(dim("system message set" if text else "no system message, unless the model's template brings its own"))
 
     def _save(self, name: str) -> None:
         path = _path(name, "/save")
@@ -130,13 +133,15 @@ class Repl:
         print(f"{len(self._conversation.messages)} messages")
 
     def _show_params(self, _: str) -> None:
-        for name in SamplingParams.__struct_fields__:
+        for name in SETTABLE:
             print(f"{name:27} {getattr(self._params, name)!r}")
 
     def _set(self, rest: str) -> None:
         name, _, text = rest.partition(" ")
-        if name not in SamplingParams.__struct_fields__ or name == "n":
-            raise InputError(f"{name or 'nothing'} cannot be set; /params lists what can")
+        if not name or (name in SETTABLE and not text.strip()):
+            raise InputError(f"/set takes a name and a value, as in: /set {name or 'temperature'} VALUE")
+        if name not in SETTABLE:
+            raise InputError(f"{name} cannot be set; /params lists what can")
         self._params = msgspec.structs.replace(self._params, **{name: _value(name, text.strip())})
         print(f"{name} = {getattr(self._params, name)!r}")
 
@@ -146,7 +151,7 @@ class Repl:
         if question is None:
             raise InputError("there is no question to answer again")
         if self._params.temperature == 0:
-            print(dim("(temperature is 0, so the answer will be the same; /set temperature 0.7)"))
+            print(dim("(temperature is 0: with the same parameters the answer is the same; /set temperature 0.7)"))
         try:
             self._ask(question)
         except BaseException:

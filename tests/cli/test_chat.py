@@ -156,6 +156,8 @@ def test_a_conversation_can_be_saved_and_loaded(terminal: Terminal, tmp_path: Pa
 
 def test_unknown_commands_are_refused_and_help_lists_the_known(terminal: Terminal) -> None:
     assert "there is no /nonsense" in terminal.ask("/nonsense")
+    assert "nonsense cannot be set" in terminal.ask("/set nonsense 1")
+    assert "/set temperature VALUE" in terminal.ask("/set temperature")
     listed = terminal.ask("/help")
     names = ("/help", "/reset", "/system", "/save", "/load", "/params", "/set", "/retry", "/undo", "/tokens", "/exit")
     assert all(name in listed for name in names)

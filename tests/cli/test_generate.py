@@ -27,7 +27,7 @@ def test_each_argument_is_a_record_in_order(tiny_model: Path) -> None:
     assert [r["prompt"] for r in found] == ["hello", "the llama", "you"]
     assert [r["id"] for r in found] == [1, 2, 3]
     assert all(0 < len(r["outputs"][0]["token_ids"]) <= 6 for r in found)
-    assert "3 prompts" in done.stderr
+    assert "3 prompts done" in done.stderr
 
 
 def test_together_or_alone_the_answers_are_the_same(tiny_model: Path) -> None:
