@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -9,6 +10,8 @@ import typer
 if TYPE_CHECKING:
     from puna.models.catalogue import CatalogueEntry
     from puna.models.store import StoredModel
+
+WHOLE_LINE = 1000  # columns: nothing is folded where a program reads
 
 
 def models(
@@ -45,4 +48,4 @@ def _print_table(found: list[StoredModel], missing: list[CatalogueEntry]) -> Non
         table.add_row(name, format_bytes(model.size), model.licence or "?", model.path)
     for entry in missing:
         table.add_row(entry.name, format_bytes(entry.size), entry.licence, f"puna pull {entry.name}", style="dim")
-    Console(soft_wrap=True).print(table)
+    Console(width=None if sys.stdout.isatty() else WHOLE_LINE, soft_wrap=True).print(table)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from puna.models.names import resolve
 from tests.cli.process import Terminal, puna
 
 pytestmark = pytest.mark.model
@@ -59,3 +60,7 @@ def test_inspect_knows_the_model() -> None:
     assert facts["layers"] == 30
     assert facts["kv_bytes_per_token"]["f16"] == 23040
     assert facts["licence"] == "apache-2.0"
+
+
+def test_where_a_model_lies_is_whole_in_a_pipe() -> None:
+    assert f"{resolve('smollm2')}\n" in puna("models").stdout.replace(" \n", "\n")
