@@ -173,7 +173,7 @@ def test_a_conversation_that_outgrows_the_context_says_so_and_goes_on(terminal: 
 
 
 def test_ctrl_c_stops_an_answer_but_not_the_conversation(patient_model: Path) -> None:
-    terminal = Terminal("chat", *options(patient_model))
+    terminal = Terminal("chat", *options(patient_model), "--max-tokens", "16000")
     try:
         terminal.wait_for(">>> ")
         terminal.type("hello")
