@@ -64,6 +64,8 @@ def generate(
     """
     if sum(bool(given) for given in (prompts, file, jsonl)) != 1:
         raise typer.BadParameter("give prompts, or --file, or --jsonl: exactly one of them")
+    if prompts and "" in prompts:
+        raise typer.BadParameter(f"prompt {prompts.index('') + 1} is empty", param_hint="prompts")
     params = options.sampling_params(
         n=samples,
         temperature=temperature,
@@ -109,13 +111,15 @@ def _lines(
     from puna.cli.records import json_lines, text_lines
 
     if opened is None:
-        return text_lines(local, iter(prompts or ()), params)
+        return text_lines(local, enumerate(prompts or (), 1), params)
     return json_lines(local, opened, params) if as_json else text_lines(local, _text(opened), params)
 
 
-def _text(opened: IO[bytes]) -> Iterator[str]:
-    for line in opened:
-        yield line.decode("utf-8", "surrogateescape").rstrip("\r\n")
+def _text(opened: IO[bytes]) -> Iterator[tuple[int, str]]:
+    """The lines that are not blank, with their numbers."""
+    for number, line in enumerate(opened, 1):
+        if line.strip():
+            yield number, line.decode("utf-8", "surrogateescape").rstrip("\r\n")
 
 
 def _open(stack: ExitStack, path: Path | None, mode: str) -> IO[bytes]:

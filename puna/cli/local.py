@@ -21,7 +21,7 @@ from puna.engine.output import SampleText
 from puna.engine.params import FinishReason, SamplingParams
 from puna.engine.prompts import chat_template
 from puna.engine.request import make_request
-from puna.errors import EngineError, InputError
+from puna.errors import EngineError, InputError, PunaError
 from puna.models.names import resolve
 
 
@@ -65,6 +65,11 @@ class LocalModel:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self.engine.close()
+        failure = self.engine.recording_failure
+        if failure is not None and kind is None:
+            raise PunaError(
+                f"the recording {self.engine.config.record} is not whole: {failure.strerror}; the answers are"
+            )
 
     def chat_text(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """What the model reads of a conversation. InputError where it has no template."""
@@ -73,7 +78,20 @@ class LocalModel:
         return self._template.render(messages, add_generation_prompt=True)
 
     def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        return self.tokenizer.encode(self.chat_text(messages), add_special=False, parse_special=True)
+        return self._encode(self.chat_text(messages), add_special=False)
+
+    def text_prompt(self, text: str) -> list[int]:
+        return self._encode(text, add_special=True)
+
+    def _encode(self, text: str, *, add_special: bool) -> list[int]:
+        """InputError where the context could never hold `text`, before the minutes that encoding megabytes takes."""
+        if len(text) > self.context_tokens and (fewest := self.tokenizer.fewest_tokens(text)) > self.context_tokens:
+            raise InputError(
+                f"the prompt has at least {fewest} tokens, but the context is {self.context_tokens} tokens; "
+                "shorten the prompt",
+                param="prompt",
+            )
+        return self.tokenizer.encode(text, add_special=add_special)
 
     def add(self, prompt_ids: list[int], params: SamplingParams) -> str:
         """Queues a prompt and gives its id. Raises what `Engine.add` raises."""

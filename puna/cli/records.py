@@ -6,7 +6,7 @@ sampling parameters that replace those of the command line. A line that cannot b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
@@ -60,14 +60,15 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     error: str | None = None
 
 
-def text_lines(local: LocalModel, prompts: Iterator[str], params: SamplingParams) -> Iterator[Line | BadLine]:
-    """One prompt each; empty ones are left out."""
-    for number, prompt in enumerate(prompts, 1):
-        if prompt.strip():
-            try:
-                yield Line(number, number, prompt, local.tokenizer.encode(prompt), params)
-            except InputError as error:
-                yield BadLine(number, number, f"line {number}: {error}")
+def text_lines(
+    local: LocalModel, prompts: Iterable[tuple[int, str]], params: SamplingParams
+) -> Iterator[Line | BadLine]:
+    """`prompts`: line numbers and what stands there."""
+    for number, prompt in prompts:
+        try:
+            yield Line(number, number, prompt, local.text_prompt(prompt), params)
+        except InputError as error:
+            yield BadLine(number, number, f"line {number}: {error}")
 
 
 def json_lines(local: LocalModel, file: IO[bytes], params: SamplingParams) -> Iterator[Line | BadLine]:
@@ -103,7 +104,7 @@ def _prompt(local: LocalModel, record: dict[str, Any]) -> tuple[str | None, list
     if given[0] == "prompt":
         if not isinstance(value, str) or not value:
             raise InputError("prompt takes a text that is not empty")
-        return value, local.tokenizer.encode(value)
+        return value, local.text_prompt(value)
     if given[0] == "messages":
         return None, local.chat_prompt(value)
     try:

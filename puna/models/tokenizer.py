@@ -22,6 +22,8 @@ from puna.models.detokenizer import Detokenizer
 from puna.models.gguf import GgufFile
 from puna.models.pretokenizers import PRE_TOKENIZERS, PreTokenizer
 
+LONG_TEXT = 4096  # characters from which on encoding takes long enough to be noticed by other threads
+
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # tokenizer.ggml.token_type
 
 # Control tokens that end an answer though files seldom say so: a turn's end beside a text's end.
@@ -78,13 +80,17 @@ class Tokenizer:
             if special is not None:
                 ids.append(special)
             elif piece:
-                ids += self._encoder.encode(piece, add_special_tokens=False).ids
+                ids += self._encode_piece(piece)
         vocabulary = self._vocabulary
         if add_special and vocabulary.add_bos and self.bos_id is not None:
             ids.insert(0, self.bos_id)
         if add_special and vocabulary.add_eos and self.eos_ids:
             ids.append(self.eos_ids[0])
         return ids
+
+    def fewest_tokens(self, text: str) -> int:
+        """A number of tokens that `text` certainly does not stay under, known without the work of encoding it."""
+        return -(-len(text) // self._longest_token_bytes)
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """Raises InputError for an id that is not in the vocabulary."""
@@ -112,6 +118,16 @@ class Tokenizer:
     def token_id(self, text: str) -> int | None:
         """The id of the token whose entry in the vocabulary is exactly `text`, such as "<|im_end|>"."""
         return self._ids.get(text)
+
+    def _encode_piece(self, text: str) -> list[int]:
+        if len(text) < LONG_TEXT:
+            return self._encoder.encode(text, add_special_tokens=False).ids
+        # Only the batch's path lets go of the interpreter lock, without which other threads would stand still.
+        return self._encoder.encode_batch_fast([text], add_special_tokens=False)[0].ids
+
+    @cached_property
+    def _longest_token_bytes(self) -> int:
+        return max(len(self.token_bytes(token)) for token in range(self.vocab_size))
 
     def _shown_bytes(self, token_id: int) -> bytes:
         return b"" if token_id in self.special_ids else self.token_bytes(token_id)

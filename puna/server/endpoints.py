@@ -35,7 +35,7 @@ async def chat_completions(serving: Serving, request: Request) -> Response:
     heading = _heading(serving, "chatcmpl")
 
     def prepare() -> tuple[Prompt, list[EngineRequest]]:
-        prompt = chat_prompt(serving.tokenizer, serving.template, body.messages)
+        prompt = chat_prompt(serving.tokenizer, serving.template, body.messages, serving.context_tokens)
         return prompt, _engine_requests(serving, heading, body, [prompt], params)
 
     prompt, requests = await asyncio.to_thread(prepare)
@@ -63,7 +63,7 @@ async def completions(serving: Serving, request: Request) -> Response:
     heading = _heading(serving, "cmpl")
 
     def prepare() -> tuple[list[Prompt], list[EngineRequest]]:
-        prompts = completion_prompts(serving.tokenizer, body.prompt)
+        prompts = completion_prompts(serving.tokenizer, body.prompt, serving.context_tokens)
         return prompts, _engine_requests(serving, heading, body, prompts, params)
 
     prompts, requests = await asyncio.to_thread(prepare)

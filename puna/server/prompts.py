@@ -35,7 +35,9 @@ class Prompt:
     token_ids: list[int]
 
 
-def chat_prompt(tokenizer: Tokenizer, template: ChatTemplate | None, messages: list[dict[str, Any]]) -> Prompt:
+def chat_prompt(
+    tokenizer: Tokenizer, template: ChatTemplate | None, messages: list[dict[str, Any]], context_tokens: int
+) -> Prompt:
     if template is None:
         raise RequestError(
             "this model's file has no chat template; use /v1/completions, or a model that was tuned for chat",
@@ -46,23 +48,25 @@ def chat_prompt(tokenizer: Tokenizer, template: ChatTemplate | None, messages: l
         raise RequestError("messages is empty; send at least one", param="messages")
     cleaned = [_message(index, message) for index, message in enumerate(messages)]
     text = template.render(cleaned, add_generation_prompt=True)
+    _check_length(tokenizer, text, context_tokens)
     return Prompt(text, tokenizer.encode(text, add_special=False, parse_special=True))
 
 
-def completion_prompts(tokenizer: Tokenizer, prompt: str | list[Any]) -> list[Prompt]:
-    """A string, a list of strings, token ids, or a list of lists of token ids."""
+def completion_prompts(tokenizer: Tokenizer, prompt: str | list[Any], context_tokens: int) -> list[Prompt]:
+    """A string, a list of strings, token ids, or a list of lists of token ids. What cannot fit into the context is
+    refused as soon as that is known: encoding megabytes of text would take minutes."""
     if isinstance(prompt, str):
-        return [_text(tokenizer, prompt)]
+        return [_text(tokenizer, prompt, context_tokens)]
     if not prompt:
         raise RequestError("prompt is empty; send a string, strings, token ids or lists of token ids", param="prompt")
     if all(_is_id(item) for item in prompt):
-        return [_ids(tokenizer, prompt, "prompt")]
+        return [_ids(tokenizer, prompt, "prompt", context_tokens)]
     if len(prompt) > MAX_PROMPTS:
         raise RequestError(f"prompt has {len(prompt)} entries; the limit is {MAX_PROMPTS} a request", param="prompt")
     if all(isinstance(item, str) for item in prompt):
-        return [_text(tokenizer, item) for item in prompt]
+        return [_text(tokenizer, item, context_tokens) for item in prompt]
     if all(isinstance(item, list) for item in prompt):
-        return [_ids(tokenizer, item, f"prompt[{index}]") for index, item in enumerate(prompt)]
+        return [_ids(tokenizer, item, f"prompt[{index}]", context_tokens) for index, item in enumerate(prompt)]
     raise RequestError(
         "prompt mixes kinds; send a string, a list of strings, a list of token ids or a list of such lists",
         param="prompt",
@@ -90,7 +94,11 @@ def _message(index: int, message: dict[str, Any]) -> dict[str, Any]:
     if role not in ROLES:
         raise RequestError(f"{where}.role is {str(role)[:80]!r}; allowed: {', '.join(ROLES)}", param=f"{where}.role")
     for name, value in message.items():
-        if name in ("role", "content", "name"):
+        if name in ("role", "content"):
+            continue
+        if name == "name":
+            if not isinstance(value, str | None):
+                raise RequestError(f"{where}.name takes a string", param=f"{where}.name")
             continue
         if name not in _EMPTY_MESSAGE_FIELDS or value not in _EMPTY_MESSAGE_FIELDS[name]:
             raise RequestError(
@@ -119,16 +127,35 @@ def _content(content: Any, where: str, role: str) -> str | list[Any]:
     raise RequestError(f"{where} takes a string or a list of text parts", param=where)
 
 
-def _text(tokenizer: Tokenizer, text: str) -> Prompt:
+def _check_length(tokenizer: Tokenizer, text: str, context_tokens: int) -> None:
+    """RequestError where a text is so long that counting its tokens would be wasted work."""
+    if len(text) > context_tokens and (fewest := tokenizer.fewest_tokens(text)) > context_tokens:
+        raise _too_long(context_tokens, f"at least {fewest}")
+
+
+def _too_long(context_tokens: int, count: str) -> RequestError:
+    return RequestError(
+        f"the context holds {context_tokens} tokens, but the prompt has {count}; shorten the prompt",
+        code="context_length_exceeded",
+        param="prompt",
+    )
+
+
+def _text(tokenizer: Tokenizer, text: str, context_tokens: int) -> Prompt:
+    _check_length(tokenizer, text, context_tokens)
     ids = tokenizer.encode(text)
     if not ids:
         raise RequestError("prompt is empty: it has no tokens; send some text", param="prompt")
+    if len(ids) > context_tokens:
+        raise _too_long(context_tokens, str(len(ids)))
     return Prompt(text, ids)
 
 
-def _ids(tokenizer: Tokenizer, ids: list[Any], where: str) -> Prompt:
+def _ids(tokenizer: Tokenizer, ids: list[Any], where: str, context_tokens: int) -> Prompt:
     if not ids:
         raise RequestError(f"{where} is empty; send at least one token id", param=where)
+    if len(ids) > context_tokens:
+        raise _too_long(context_tokens, str(len(ids)))
     vocab = tokenizer.vocab_size
     for position, token in enumerate(ids):
         if not _is_id(token) or not 0 <= token < vocab:

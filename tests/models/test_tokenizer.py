@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +19,7 @@ from puna.models.gguf import read_gguf
 from puna.models.gguf_write import write_gguf
 from puna.models.load import LoadedModel, load_model
 from puna.models.pretokenizers import PRE_TOKENIZERS
-from puna.models.tokenizer import NORMAL, USER_DEFINED, Tokenizer
+from puna.models.tokenizer import LONG_TEXT, NORMAL, USER_DEFINED, Tokenizer
 from tests.tiny import FIRST_BYTE_ID, SPECIAL_TOKENS, tiny_vocabulary, write_tiny_llama
 
 DATA = Path(__file__).parent / "data"
@@ -106,6 +107,32 @@ def test_any_text_comes_back(tokenizer: Tokenizer, text: str) -> None:
     for parse_special in (True, False):
         ids = tokenizer.encode(text, parse_special=parse_special)
         assert tokenizer.decode(ids, skip_special_tokens=False) == text
+
+
+@given(any_text)
+def test_no_text_has_fewer_tokens_than_the_fewest(tokenizer: Tokenizer, text: str) -> None:
+    assert tokenizer.fewest_tokens(text) <= len(tokenizer.encode(text))
+
+
+def test_long_text_has_the_tokens_of_its_parts(tokenizer: Tokenizer) -> None:
+    text = "the llama said hello, and 123 others; with you\n"
+    assert len(text) * 200 > LONG_TEXT > len(text)
+    assert tokenizer.encode(text * 200) == tokenizer.encode(text) * 200
+
+
+def test_other_threads_go_on_while_a_long_text_is_encoded(tokenizer: Tokenizer) -> None:
+    turns, done = 0, threading.Event()
+
+    def encode() -> None:
+        tokenizer.encode("7" * 400_000)
+        done.set()
+
+    worker = threading.Thread(target=encode)
+    worker.start()
+    while not done.wait(0.001):
+        turns += 1
+    worker.join()
+    assert turns > 5
 
 
 @pytest.mark.parametrize("text", ["\ud800", "ok \udfff", "\ude00x"])

@@ -47,6 +47,8 @@ CHAT_REFUSALS: list[tuple[dict[str, Any], int, str | None]] = [
     ({"stop": 5}, 400, "stop"),
     ({"stop": ["x"] * 65}, 400, "stop"),
     ({"bad_words": [""]}, 400, "bad_words"),
+    ({"bad_words": ["x"] * 1025}, 400, "bad_words"),
+    ({"messages": [{"role": "user", "content": "hi", "name": 5}]}, 400, "messages[0].name"),
     ({"seed": "x"}, 400, "seed"),
     ({"seed": 2**64}, 400, "seed"),
     ({"priority": 5}, 400, "priority"),
@@ -189,6 +191,19 @@ def test_a_context_that_cannot_hold_the_request_is_said_with_numbers(client: ope
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "z" * 400}])
     assert caught.value.code == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("prompt", ["z" * 900_000, [5] * 200_000], ids=["text", "ids"])
+def test_a_hopelessly_long_prompt_is_refused_before_work_is_wasted_on_it(server: ServerProcess, prompt: Any) -> None:
+    error = check(server.post("/v1/completions", {**TEXT, "prompt": prompt}), 400)
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "prompt")
+    assert ("at least" in error["message"]) == isinstance(prompt, str)  # its tokens were never counted
+
+
+def test_no_answer_leads_to_where_a_header_says(server: ServerProcess) -> None:
+    response = httpx.get(f"{server.url}/health/", headers={"host": "elsewhere.example"})
+    check(response, 404)
+    assert "location" not in response.headers
 
 
 def test_unknown_models_paths_and_methods_have_their_own_errors(server: ServerProcess, client: openai.OpenAI) -> None:
