@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from puna.cli.conversation import Conversation
+from puna.cli.plain import plain
 from puna.cli.stream import Answer, dim, print_answer, print_stats
 from puna.engine.params import SamplingParams
 from puna.errors import InputError, PunaError
@@ -66,22 +67,20 @@ class Repl:
         while True:
             try:
                 line = input(PROMPT).strip()
+                interrupts = 0
+                if line in ("/exit", "/quit"):
+                    return
+                self._handle(line)
             except EOFError:
                 print()
                 return
-            except KeyboardInterrupt:
+            except KeyboardInterrupt:  # at the prompt, or in the middle of a command
                 interrupts += 1
                 if interrupts > 1:
                     raise
                 print("\n" + dim("(Ctrl-C once more, Ctrl-D or /exit leaves)"))
-                continue
-            interrupts = 0
-            if line in ("/exit", "/quit"):
-                return
-            try:
-                self._handle(line)
             except PunaError as error:
-                print(f"error: {error}", file=sys.stderr)
+                print(f"error: {plain(str(error))}", file=sys.stderr)
 
     def _handle(self, line: str) -> None:
         if not line:

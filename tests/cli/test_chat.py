@@ -192,6 +192,18 @@ def test_ctrl_c_stops_an_answer_but_not_the_conversation(patient_model: Path) ->
         terminal.kill()
 
 
+def test_ctrl_c_in_the_middle_of_a_command_keeps_the_conversation(terminal: Terminal, tmp_path: Path) -> None:
+    terminal.ask("hello")
+    os.mkfifo(tmp_path / "pipe")
+    terminal.type(f"/load {tmp_path / 'pipe'}")
+    terminal.wait_for("pipe\n")
+    time.sleep(0.3)  # it waits for a writer now, and none will come
+    terminal.press_ctrl_c()
+    terminal.wait_for("once more")
+    terminal.wait_for(">>> ")
+    assert "took back: hello" in terminal.ask("/undo")
+
+
 def test_ctrl_d_leaves(terminal: Terminal) -> None:
     terminal.press_ctrl_d()
     assert terminal.exit_code() == 0
