@@ -16,12 +16,13 @@ from puna.engine.config import EngineConfig
 from puna.engine.limits import memory_limits
 from puna.engine.memory import MemoryPlan, plan_memory
 from puna.engine.sampling import Draws, SamplingTable
-from puna.errors import EngineError
+from puna.errors import EngineError, InputError
 from puna.kernels.batch import U64, Interpreter, KVConfig, StepBatch
 from puna.models.load import LoadedModel, load_model
 from puna.models.names import resolve
 
 STEP_SECONDS = 0.2  # what a step of the default budget may take: under a quarter of a second, with some room
+THREADS_A_CORE = 4  # more than one are of no use; many more take minutes for a step
 MIN_BUDGET_TOKENS = 64
 MAX_BUDGET_TOKENS = 2048
 
@@ -51,8 +52,9 @@ def open_backend(config: EngineConfig, progress: U64 | None = None) -> Backend:
 
 
 def open_interpreter(config: EngineConfig, kv: KVConfig, model: Path) -> Interpreter:
-    """The interpreter of a settled config on a model file, for replaying."""
-    return build_interpreter(config, load_model(model), kv, None)
+    """The interpreter of a settled config on a model file, for replaying: with the threads of this machine, on whose
+    number no bit depends."""
+    return build_interpreter(msgspec.structs.replace(config, threads=0), load_model(model), kv, None)
 
 
 def build_interpreter(config: EngineConfig, model: LoadedModel, kv: KVConfig, progress: U64 | None) -> Interpreter:
@@ -61,12 +63,18 @@ def build_interpreter(config: EngineConfig, model: LoadedModel, kv: KVConfig, pr
 
         return ReferenceInterpreter(model.program, model.weights, kv)
     try:
-        from puna.kernels.cpu import NativeInterpreter
+        from puna.kernels.cpu import NativeInterpreter, available_threads
     except ImportError as error:
         raise EngineError(
             f"the native core cannot be imported ({error}); install Puna with its wheel, build it with "
             "`pip install .`, or use backend='reference' (NumPy, slow)"
         ) from error
+    if config.threads > (most := THREADS_A_CORE * available_threads()):
+        raise InputError(
+            f"threads is {config.threads}, but this process may use {available_threads()} cores, and threads without a "
+            f"core only wait for each other; use 0 (one a core) or up to {most}",
+            param="threads",
+        )
     return NativeInterpreter(
         model.program,
         model.weights,

@@ -195,7 +195,11 @@ class EngineClient:
 
     async def _dispatch(self) -> None:
         while True:
-            message = await self._receive()
+            try:
+                message = await self._receive()
+            except EngineError as error:
+                self._fail(error)
+                return
             match message:
                 case Stepped():
                     self._stats = message.stats

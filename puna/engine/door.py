@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from puna.engine.params import EngineRequest
 from puna.errors import InputError
 
+MAX_PROMPT_SCORES = 1 << 20  # log-probabilities that one request may want of its prompt; all come in one message
+
 
 @dataclass(frozen=True)
 class DoorLimits:
@@ -39,6 +41,7 @@ def check_request(request: EngineRequest, limits: DoorLimits) -> None:
             f"n is {p.n}, but this engine runs {limits.max_seqs} sequences at once; lower n or raise max_seqs",
             param="n",
         )
+    _check_prompt_scores(request)
     _check_ids("prompt", request.prompt_token_ids, limits)
     _check_ids("stop_token_ids", p.stop_token_ids, limits)
     _check_ids("allowed_token_ids", p.allowed_token_ids or (), limits)
@@ -74,6 +77,17 @@ def _check_lengths(request: EngineRequest, limits: DoorLimits) -> None:
             f"min_tokens is {p.min_tokens}, but after a prompt of {prompt_len} tokens the context of {context} has "
             f"room for {room}; lower min_tokens or shorten the prompt",
             param="min_tokens",
+        )
+
+
+def _check_prompt_scores(request: EngineRequest) -> None:
+    wanted, prompt_len = request.params.prompt_logprobs, len(request.prompt_token_ids)
+    if wanted is not None and (scores := prompt_len * (wanted + 1)) > MAX_PROMPT_SCORES:
+        raise InputError(
+            f"prompt_logprobs is {wanted}, which makes {scores} log-probabilities for a prompt of {prompt_len} tokens, "
+            f"above the limit of {MAX_PROMPT_SCORES}; lower it to {max(0, MAX_PROMPT_SCORES // prompt_len - 1)}, or "
+            "shorten the prompt",
+            param="prompt_logprobs",
         )
 
 

@@ -78,7 +78,7 @@ def plan_memory(
         MemoryRow("swap space", tier_blocks * block_bytes, f"{tier_blocks} blocks: swap_bytes"),
     )
     if free is not None and limit is not None and blocks * block_bytes > free:
-        raise MemoryBudgetError(_too_much(config, rows, limit, free, block_bytes))
+        raise MemoryBudgetError(_too_much(config, rows, limit, free, block_bytes, max_model_len))
     held = (blocks - 1) * config.block_size
     if held < (max_model_len if config.max_model_len else min(max_model_len, 2 * config.block_size)):
         raise MemoryBudgetError(_too_small(config, rows, limit, max_model_len, held, block_bytes))
@@ -123,7 +123,12 @@ def _account(rows: tuple[MemoryRow, ...]) -> str:
 
 
 def _too_much(
-    config: EngineConfig, rows: tuple[MemoryRow, ...], limit: MemoryLimit, free: int, block_bytes: int
+    config: EngineConfig,
+    rows: tuple[MemoryRow, ...],
+    limit: MemoryLimit,
+    free: int,
+    block_bytes: int,
+    max_model_len: int,
 ) -> str:
     fits = free // block_bytes * block_bytes
     if config.kv_bytes is not None and fits:
@@ -131,7 +136,7 @@ def _too_much(
     elif config.swap_bytes:
         remedy = f"lower swap_bytes (now {format_bytes(config.swap_bytes)})"
     else:
-        remedy = "free some memory, raise the limit, or take a smaller model"
+        remedy = f"free some memory, raise the limit, lower max_model_len (now {max_model_len}) or take a smaller model"
     return (
         f"the model needs {_account(rows)}, but only {format_bytes(limit.free_bytes)} are free in the {limit.name} "
         f"({format_bytes(limit.total_bytes)} in all); {remedy}"

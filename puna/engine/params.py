@@ -19,6 +19,8 @@ MAX_LOGPROBS = 256
 MAX_SAMPLES = 256
 MAX_STOPS = 64
 MAX_STOP_CHARS = 1024
+MAX_BAD_WORDS = 1024  # each is looked at in every step of every sample
+MAX_TOKEN_IDS = 1 << 19  # in one list; no vocabulary is larger
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -83,8 +85,17 @@ def _check(p: SamplingParams) -> None:
         _between("seed", p.seed, -(2**63), 2**64 - 1)
     if len(p.stops) > MAX_STOPS or any(not isinstance(s, str) or not 0 < len(s) <= MAX_STOP_CHARS for s in p.stops):
         raise InputError(f"stop takes up to {MAX_STOPS} strings of 1 to {MAX_STOP_CHARS} characters", param="stop")
-    if any(not isinstance(s, str) or not s for s in p.bad_words):
-        raise InputError("bad_words takes strings, none of them empty", param="bad_words")
+    for stop in p.stops:
+        if not _is_unicode(stop):
+            raise InputError(f"stop has {stop[:40]!r}, which is not valid Unicode text and never comes", param="stop")
+    words = p.bad_words
+    if len(words) > MAX_BAD_WORDS or any(not isinstance(s, str) or not 0 < len(s) <= MAX_STOP_CHARS for s in words):
+        raise InputError(
+            f"bad_words takes up to {MAX_BAD_WORDS} strings of 1 to {MAX_STOP_CHARS} characters", param="bad_words"
+        )
+    for name in ("allowed_token_ids", "stop_token_ids", "logit_bias"):
+        if (count := len(getattr(p, name) or ())) > MAX_TOKEN_IDS:
+            raise InputError(f"{name} has {count} token ids; the limit is {MAX_TOKEN_IDS}", param=name)
     if p.allowed_token_ids is not None and not p.allowed_token_ids:
         raise InputError("allowed_token_ids is empty: no token could be drawn; leave it out", param="allowed_token_ids")
     for name in ("allowed_token_ids", "stop_token_ids"):
@@ -95,6 +106,15 @@ def _check(p: SamplingParams) -> None:
             raise InputError(
                 f"logit_bias[{token}] is {value}; ids are 0 and above, values -100 to 100", param="logit_bias"
             )
+
+
+def _is_unicode(text: str) -> bool:
+    """Not so for half of a surrogate pair, as bytes of a command line that are not UTF-8 are read."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _between(name: str, value: Any, low: float, high: float, *, open_low: bool = False) -> None:

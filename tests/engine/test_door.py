@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from puna.engine.config import EngineConfig, config_from
+from puna.engine.core import Engine
+from puna.engine.params import SamplingParams
 from puna.errors import InputError, MemoryBudgetError, OverloadedError
-from tests.engine.conftest import EngineMaker
+from tests.engine.conftest import EngineMaker, native
 from tests.engine.driving import prompt, request, run
 
 REFUSED: list[tuple[list[int], dict[str, Any], str, str]] = [
@@ -24,6 +27,7 @@ REFUSED: list[tuple[list[int], dict[str, Any], str, str]] = [
     ([3], {"logit_bias": {300: 1.0}}, "logit_bias", "300"),
     ([3], {"allowed_token_ids": [5], "bad_word_ids": [[5]]}, "bad_words", "allow another token"),
     ([3], {"allowed_token_ids": [2], "min_tokens": 1}, "min_tokens", "min_tokens=0"),
+    (prompt(60, 1), {"prompt_logprobs": 256, "max_tokens": 3}, "prompt_logprobs", "lower it to 165"),
     ([3], {"bad_word_ids": [[]]}, "bad_words", "without tokens"),
     ([3], {"delivered": [[4], [4]]}, "delivered", "n is 1"),
     ([3], {"delivered": [[4] * 3], "max_tokens": 2}, "delivered", "may have 2"),
@@ -32,8 +36,14 @@ REFUSED: list[tuple[list[int], dict[str, Any], str, str]] = [
 
 @pytest.mark.parametrize(("tokens", "params", "param", "remedy"), REFUSED)
 def test_the_door_names_the_field_and_the_remedy(
-    make_engine: EngineMaker, tokens: list[int], params: dict[str, Any], param: str, remedy: str
+    make_engine: EngineMaker,
+    monkeypatch: pytest.MonkeyPatch,
+    tokens: list[int],
+    params: dict[str, Any],
+    param: str,
+    remedy: str,
 ) -> None:
+    monkeypatch.setattr("puna.engine.door.MAX_PROMPT_SCORES", 10_000)
     engine = make_engine(max_model_len=64)
     with pytest.raises(InputError) as caught:
         engine.add(request("r", tokens, **params))
@@ -103,6 +113,33 @@ def test_an_option_out_of_range_is_refused_by_name(options: dict[str, Any]) -> N
     with pytest.raises(InputError) as caught:
         EngineConfig(**options)
     assert caught.value.param == next(iter(options))
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"stop": "\udc80"},
+        {"stop": ["x"] * 65},
+        {"bad_words": ["x"] * 1025},
+        {"bad_words": ["x" * 1025]},
+        {"allowed_token_ids": [0] * (2**19 + 1)},
+        {"stop_token_ids": [0] * (2**19 + 1)},
+        {"logit_bias": dict.fromkeys(range(2**19 + 1), 0.0)},
+    ],
+    ids=lambda params: next(iter(params)),
+)
+def test_lists_without_an_end_and_text_that_never_comes_are_refused(params: dict[str, Any]) -> None:
+    with pytest.raises(InputError) as caught:
+        SamplingParams(**params)
+    assert caught.value.param == next(iter(params))
+    assert len(str(caught.value)) < 200
+
+
+@native
+def test_more_threads_than_cores_can_serve_are_refused(tiny: Path) -> None:
+    with pytest.raises(InputError, match="use 0 ") as caught:
+        Engine(EngineConfig(model=str(tiny), threads=1024, kv_bytes=1 << 20))
+    assert caught.value.param == "threads"
 
 
 def test_an_unknown_option_names_the_nearest_known_one() -> None:

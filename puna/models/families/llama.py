@@ -62,7 +62,7 @@ def read_spec(file: GgufFile) -> ModelSpec:
         family="llama",
         width=width,
         vocab_size=keys.vocab_size("token_embd.weight"),
-        context_length=keys.integer("context_length", most=2**31 - 1),
+        context_length=keys.integer("context_length", least=2, most=2**31 - 1),
         layers=tuple(specs),
         final_norm=norm,
         tied_head="output.weight" not in file.tensors,
