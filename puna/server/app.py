@@ -20,7 +20,7 @@ from puna.server.serving import Serving
 
 
 def make_app(serving: Serving) -> FastAPI:
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:

@@ -5,6 +5,7 @@ It knows how decoding fails and says so in words; it knows nothing of what the f
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import TypeVar
 
@@ -14,6 +15,8 @@ from starlette.requests import Request
 from puna.server.errors import RequestError
 
 T = TypeVar("T")
+
+BODY_S = 60
 
 _UNKNOWN = re.compile(r"unknown field `(?P<name>.*)`", re.DOTALL)
 _WHERE = re.compile(r"(?:`key` in )?`(?P<path>\$[^`]*)`$")
@@ -33,10 +36,16 @@ async def read_body(request: Request, limit_bytes: int) -> bytes:
     if declared.isdecimal() and int(declared) > limit_bytes:
         raise _too_large(limit_bytes)
     body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > limit_bytes:
-            raise _too_large(limit_bytes)
+    try:
+        async with asyncio.timeout(BODY_S):
+            async for piece in request.stream():
+                body += piece
+                if len(body) > limit_bytes:
+                    raise _too_large(limit_bytes)
+    except TimeoutError:
+        raise RequestError(
+            f"the body did not arrive within {BODY_S} seconds; send it at once", status=408, code="request_timeout"
+        ) from None
     return bytes(body)
 
 

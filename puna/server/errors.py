@@ -64,6 +64,8 @@ def http_failure(error: BaseException) -> HttpFailure:
         headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
+    if status == 408:
+        headers["Connection"] = "close"  # what else arrives is no request
     message = str(error) if isinstance(error, PunaError) else "The server hit a bug; its log has the traceback."
     if len(message) > MAX_MESSAGE_CHARS:
         message = message[:MAX_MESSAGE_CHARS] + " ..."

@@ -21,6 +21,7 @@ from puna.engine.prompts import chat_template
 from puna.errors import InputError, PunaError
 from puna.models.load import load_model
 from puna.server.app import make_app
+from puna.server.patience import PatientProtocol
 from puna.server.serving import Serving
 
 CLOSE_S = 3  # after draining: for the error events to be written
@@ -71,8 +72,9 @@ def bind(host: str, port: int) -> socket.socket:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         bound = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise PortError(f"the host {host!r} is not an address of this machine: {error.strerror}") from error
+    except (OSError, UnicodeError) as error:  # the latter for a name that the domain name system could not hold
+        reason = error.strerror if isinstance(error, OSError) else "it is no host name"
+        raise PortError(f"the host {host[:200]!r} is not an address of this machine: {reason}") from error
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
@@ -129,6 +131,8 @@ async def _listen(
         access_log=False,
         server_header=False,
         lifespan="off",
+        http=PatientProtocol,
+        ws="none",
         timeout_graceful_shutdown=math.ceil(options.drain_s) + CLOSE_S,
     )
     closing: list[asyncio.Task[None]] = []

@@ -1,0 +1,110 @@
+"""Clients that begin a request and never end it: their connection is closed, others' are not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from puna.server import body, patience
+from puna.server.body import read_body
+from puna.server.delivery import error_response
+from puna.server.errors import RequestError
+from puna.server.patience import PatientProtocol
+
+Talk = Callable[[int], Awaitable[None]]
+
+
+async def echo(request: Request) -> Response:
+    try:
+        return Response(await read_body(request, 1000))
+    except RequestError as error:
+        return error_response(error)
+
+
+async def slow(_: Request) -> Response:
+    await asyncio.sleep(1)
+    return Response("late")
+
+
+def serving(talk: Talk) -> None:
+    """Runs `talk` with the port of a small server that uses the protocol."""
+    app = Starlette(routes=[Route("/", echo, methods=["POST"]), Route("/slow", slow)])
+
+    async def play() -> None:
+        config = uvicorn.Config(app, port=0, http=PatientProtocol, ws="none", log_config=None, lifespan="off")
+        server = uvicorn.Server(config)
+        running = asyncio.create_task(server.serve())
+        while not server.started:
+            await asyncio.sleep(0.01)
+        try:
+            await asyncio.wait_for(talk(server.servers[0].sockets[0].getsockname()[1]), 30)
+        finally:
+            server.should_exit = True
+            await running
+
+    asyncio.run(play())
+
+
+async def said(port: int, *pieces: bytes) -> bytes:
+    """Sends the pieces, then nothing; gives all that came until the server closed the connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for piece in pieces:
+        writer.write(piece)
+        await asyncio.sleep(0.05)
+    received = await reader.read()
+    writer.close()
+    return received
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [(), (b"GET / HT",), (b"GET /slow HTTP/1.1\r\nhost: x\r\n", b"x-a: b\r\n", b"x-c: d\r\n")],
+    ids=["nothing", "half a line", "lines for ever"],
+)
+def test_a_head_that_does_not_come_ends_the_connection(
+    monkeypatch: pytest.MonkeyPatch, pieces: tuple[bytes, ...]
+) -> None:
+    monkeypatch.setattr(patience, "HEAD_S", 0.2)
+
+    async def talk(port: int) -> None:
+        assert await said(port, *pieces) == b""
+
+    serving(talk)
+
+
+def test_a_second_head_that_does_not_come_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "HEAD_S", 0.2)
+
+    async def talk(port: int) -> None:
+        received = await said(port, b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n", b"", b"GET /slow HT")
+        assert received.count(b"late") == 1
+
+    serving(talk)
+
+
+def test_an_answer_may_take_longer_than_a_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "HEAD_S", 0.2)
+
+    async def talk(port: int) -> None:
+        assert b"late" in await said(port, b"GET /slow HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+
+    serving(talk)
+
+
+def test_a_body_that_does_not_come_is_a_408_and_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body, "BODY_S", 0.2)
+    head = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 10\r\n\r\n"
+
+    async def talk(port: int) -> None:
+        received = await said(port, head, b"1")
+        assert received.startswith(b"HTTP/1.1 408 ")
+        assert b"request_timeout" in received
+
+    serving(talk)
