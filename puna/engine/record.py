@@ -117,7 +117,10 @@ class StepRecorder:
         self._append(zlib.compress(msgspec.msgpack.encode(record), 1))
 
     def close(self) -> None:
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as error:  # what a failed write left in the buffer is written once more
+            self.failure = self.failure or error
 
     def _append(self, payload: bytes) -> None:
         if self.failure is not None:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from puna.engine.record import MAGIC, Array, StepRecord, open_recording
+from puna.engine.record import MAGIC, Array, RecordHeader, StepRecord, open_recording
 from puna.engine.replay import replay
 from puna.errors import InputError
 from tests.engine.conftest import EngineMaker
@@ -140,3 +140,23 @@ def test_what_is_no_recording_is_refused(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written_is_refused_at_start(make_engine: EngineMaker, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot record"):
         make_engine(record=str(tmp_path / "no" / "such" / "folder"))
+
+
+def test_a_disk_that_fills_up_stops_the_recording_and_nothing_else(make_engine: EngineMaker) -> None:
+    engine = make_engine(record="/dev/full")
+    engine.add(request("a", prompt(5, 1)))
+    assert finish(engine)["a", 0].tokens
+    engine.close()
+    assert engine.recording_failure is not None
+
+
+def test_the_threads_of_the_machine_that_recorded_are_not_needed(recorded: Path) -> None:
+    data = recorded.read_bytes()
+    length = int.from_bytes(data[len(MAGIC) : len(MAGIC) + 4], "little")
+    start = len(MAGIC) + 8
+    header = msgspec.msgpack.decode(data[start : start + length], type=RecordHeader)
+    config = msgspec.structs.replace(header.config, threads=1000)
+    changed = msgspec.msgpack.encode(msgspec.structs.replace(header, config=config))
+    frame = len(changed).to_bytes(4, "little") + zlib.crc32(changed).to_bytes(4, "little") + changed
+    recorded.write_bytes(MAGIC + frame + data[start + length :])
+    assert replay(recorded).exact
