@@ -19,6 +19,10 @@ def inspect(
     system: Annotated[str | None, typer.Option("--system", "-s", help="A system message, for --prompt.")] = None,
 ) -> None:
     """Describe a model file."""
+    if prompt is None and system is not None:
+        raise typer.BadParameter("needs --prompt", param_hint="--system")
+    if prompt is not None and tensors:
+        raise typer.BadParameter("does not go with --prompt", param_hint="--tensors")
     from puna.cli.progress import PullProgress
     from puna.models.names import resolve
 
@@ -67,6 +71,7 @@ def _print_prompt(facts: dict[str, Any]) -> None:
 
 
 def _print_facts(facts: dict[str, Any]) -> None:
+    from puna.cli.plain import plain
     from puna.engine.memory import format_bytes
 
     kv = ", ".join(f"{format_bytes(size)} as {kind}" for kind, size in facts["kv_bytes_per_token"].items())
@@ -86,9 +91,9 @@ def _print_facts(facts: dict[str, Any]) -> None:
         "licence": facts["licence"] or "not stated",
     }
     for name, value in lines.items():
-        print(f"{name:16} {value}")
+        print(f"{name:16} {plain(value)}")
     for share in facts["types"]:
         print(f"{share['type']:16} {share['tensors']} tensors, {format_bytes(share['bytes'])}")
     for tensor in facts.get("tensors", ()):
         shape = " x ".join(map(str, tensor["shape"]))
-        print(f"{tensor['name']:40} {tensor['type']:6} {shape:>16} {format_bytes(tensor['bytes']):>12}")
+        print(f"{plain(tensor['name']):40} {tensor['type']:6} {shape:>16} {format_bytes(tensor['bytes']):>12}")

@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 from puna import __version__
 from puna.cli import chat, doctor, generate, inspect, models, pull, replay, serve
+from puna.cli.plain import plain
 from puna.errors import PunaError
 
 EXIT_ERROR, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 1, 130, 141
@@ -45,13 +46,15 @@ class _Commands(TyperGroup):
             if ctx.params.get("debug"):
                 traceback.print_exc()
             silence_stdout()
-            print_error(str(error))
+            print_error(
+                str(error) if error.filename else f"cannot read the input or write the output: {error.strerror}"
+            )
             raise typer.Exit(EXIT_ERROR) from None
 
 
 def print_error(message: str) -> None:
-    red, plain = ("\x1b[31m", "\x1b[0m") if sys.stderr.isatty() and "NO_COLOR" not in os.environ else ("", "")
-    print(f"{red}error: {' '.join(message.splitlines())}{plain}", file=sys.stderr)
+    red, end = ("\x1b[31m", "\x1b[0m") if sys.stderr.isatty() and "NO_COLOR" not in os.environ else ("", "")
+    print(f"{red}error: {plain(' '.join(message.splitlines()))}{end}", file=sys.stderr)
 
 
 def silence_stdout() -> None:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "smollm2"
 
+MAX_GIB = 1 << 20
+_OPTIONS = {"n": "samples", "kv_bytes": "kv_gib", "max_waiting_seqs": "max_waiting"}  # options named otherwise
+
 _SAMPLING = "Sampling"
 _ENGINE = "Engine"
 
@@ -90,6 +93,8 @@ def engine_config(model: str, *, kv_gib: float | None = None, **options: Any) ->
     from puna.engine.config import EngineConfig
 
     if kv_gib is not None:
+        if not 0 < kv_gib <= MAX_GIB:
+            raise typer.BadParameter(f"{kv_gib:g} is not above 0 and up to {MAX_GIB}", param_hint="--kv-gib")
         options["kv_bytes"] = int(kv_gib * 2**30)
     try:
         return EngineConfig(model=model, **options)
@@ -98,5 +103,6 @@ def engine_config(model: str, *, kv_gib: float | None = None, **options: Any) ->
 
 
 def wrong_usage(error: InputError) -> typer.BadParameter:
-    hint = f"--{error.param.replace('_', '-')}" if error.param else None
+    name = _OPTIONS.get(error.param or "", error.param)
+    hint = f"--{name.replace('_', '-')}" if name else None
     return typer.BadParameter(str(error), param_hint=hint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Annotated
 
@@ -16,16 +17,19 @@ def serve(
     ] = None,
     model_option: options.Model = options.DEFAULT_MODEL,
     host: Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", "-p", help="0 takes a free port, and prints it.")] = 8000,
+    port: Annotated[
+        int, typer.Option("--port", "-p", min=0, max=65535, help="0 takes a free port, and prints it.")
+    ] = 8000,
     name: Annotated[
         list[str] | None, typer.Option("--name", help="What clients call the model. May be repeated.")
     ] = None,
     api_key: Annotated[
         str | None, typer.Option("--api-key", envvar="PUNA_API_KEY", help="Clients must send it as a bearer token.")
     ] = None,
-    max_body_mb: Annotated[int, typer.Option("--max-body-mb", min=1, help="Largest request body.")] = 16,
+    max_body_mb: Annotated[int, typer.Option("--max-body-mb", min=1, max=1024, help="Largest request body.")] = 16,
     drain: Annotated[
-        float, typer.Option("--drain", min=0, help="Seconds that running answers have when the server stops.")
+        float,
+        typer.Option("--drain", min=0, max=86400, help="Seconds that running answers have when the server stops."),
     ] = 5.0,
     backend: options.Backend = "cpu",
     threads: options.Threads = 0,
@@ -44,6 +48,13 @@ def serve(
 ) -> None:
     """Serve a model over HTTP, in OpenAI's shapes, until Ctrl-C."""
     wanted = model or model_option
+    if "" in (name or ()):
+        raise typer.BadParameter("a name cannot be empty", param_hint="--name")
+    if api_key is not None and not re.fullmatch(r"[\x21-\x7e]+", api_key):
+        raise typer.BadParameter(
+            "a key is made of visible ASCII characters, at least one; leave it out to serve without a key",
+            param_hint="--api-key",
+        )
     config = options.engine_config(
         wanted,
         backend=backend,

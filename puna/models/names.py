@@ -131,7 +131,12 @@ def _means(wanted: Source, stored: Source | None) -> bool:
 
 
 def _local(name: str) -> Path:
-    path = Path(name).expanduser()
+    if not name.strip():
+        raise ModelNotFoundError(f"the model's name is empty; a model is named by {FORMS}")
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:
+        raise ModelNotFoundError(f"{name}: there is no user of that name, so no such file") from None
     if path.is_dir():
         files = sorted(path.glob("*.gguf"))
         if len(files) == 1:

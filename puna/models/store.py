@@ -21,7 +21,7 @@ from pathlib import Path
 
 import msgspec
 
-from puna.errors import ModelFileError
+from puna.errors import InputError, ModelFileError
 
 SCHEMA = 1
 SPARE_BYTES = 64 * 2**20  # left free on the disk whatever is pulled
@@ -40,12 +40,15 @@ class StoredModel(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def models_home() -> Path:
-    """The folder of the models; it need not exist yet."""
-    home = os.environ.get("PUNA_HOME")
-    if home:
-        return Path(home).expanduser() / "models"
-    data = os.environ.get("XDG_DATA_HOME")
-    base = Path(data) if data and Path(data).is_absolute() else Path.home() / ".local" / "share"
+    """The folder of the models; it need not exist yet. InputError where PUNA_HOME names none."""
+    home, data = os.environ.get("PUNA_HOME"), os.environ.get("XDG_DATA_HOME")
+    try:
+        if home:
+            return Path(home).expanduser() / "models"
+        base = Path(data) if data and Path(data).is_absolute() else Path.home() / ".local" / "share"
+    except RuntimeError:
+        found = f"PUNA_HOME is {home!r}, but there is no such user" if home else "this user has no home folder"
+        raise InputError(f"{found}; set PUNA_HOME to a folder for models", param="PUNA_HOME") from None
     return base / "puna" / "models"
 
 

@@ -11,6 +11,7 @@ import pytest
 
 import puna as package
 from tests.cli.process import COMMAND, ROOT, puna
+from tests.tiny import write_tiny_llama
 
 COMMANDS = ["chat", "generate", "serve", "pull", "models", "inspect", "doctor", "replay"]
 
@@ -51,7 +52,19 @@ def test_importing_is_light(statement: str) -> None:
         ["chat", "hi", "--backend", "abacus"],
         ["generate"],
         ["generate", "a", "--file", "b"],
+        ["generate", "hello", ""],
+        ["chat", "hi", "--kv-gib", "nan"],
+        ["chat", "hi", "--kv-gib", "inf"],
+        ["serve", "--kv-gib", "-1"],
         ["serve", "--max-seqs", "0"],
+        ["serve", "--port", "70000"],
+        ["serve", "--drain", "inf"],
+        ["serve", "--name", ""],
+        ["serve", "--api-key", ""],
+        ["serve", "--api-key", "schl\u00fcssel"],
+        ["serve", "--max-body-mb", "99999999999999999999"],
+        ["inspect", "x.gguf", "--system", "a"],
+        ["inspect", "x.gguf", "--prompt", "a", "--tensors"],
         ["pull"],
     ],
 )
@@ -60,6 +73,54 @@ def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [(["generate", "a", "--samples", "0"], "--samples"), (["serve", "--max-waiting", "0"], "--max-waiting")],
+)
+def test_an_option_is_called_what_the_person_typed(arguments: list[str], option: str) -> None:
+    assert f"Invalid value for {option}:" in puna(*arguments).stderr
+
+
+@pytest.mark.parametrize("name", ["", "  ", "~nobody-has-this-name/x.gguf", "x/" + "y" * 5000])
+def test_a_name_that_can_name_no_file_is_one_line(name: str) -> None:
+    done = puna("inspect", name)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert len(done.stderr) < 1500
+
+
+def test_a_home_that_is_no_folder_is_one_line() -> None:
+    done = puna("models", env={"PUNA_HOME": "~nobody-has-this-name/x"})
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "PUNA_HOME" in done.stderr
+
+
+@pytest.mark.parametrize("host", ["a" * 300, "..", "x..y"])
+def test_a_host_that_no_name_system_could_hold_is_one_line(tiny_model: Path, host: str) -> None:
+    done = puna("serve", str(tiny_model), "--host", host, "--api-key", "k")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_models_own_words_cannot_steer_the_terminal(tmp_path: Path) -> None:
+    metadata = {"general.name": "Nice\x1b]0;owned\x07\x1b[2J", "general.license": "a\nb"}
+    path = write_tiny_llama(tmp_path / "model.gguf", metadata=metadata)
+    shown = puna("inspect", str(path)).stdout
+    assert "\\x1b]0;owned" in shown
+    assert "\x1b" not in shown
+    assert "a\\nb" in shown
+
+
+def test_a_recording_that_the_disk_cannot_hold_is_said_and_the_answer_is_whole(tiny_model: Path) -> None:
+    command = ["generate", "hi", "-m", str(tiny_model), "--backend", "reference", "--max-tokens", "3"]
+    done = puna(*command, "--record", "/dev/full")
+    assert done.returncode == 1
+    assert done.stdout == puna(*command).stdout
+    assert "/dev/full" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("command", [["chat", "hi", "-m"], ["generate", "hi", "-m"], ["inspect"], ["pull"]])
