@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from puna.cli.progress import PullProgress
+from puna.cli.progress import PullProgress, loading
 from puna.engine.config import EngineConfig
 from puna.engine.core import Engine
 from puna.engine.output import SampleText
@@ -58,7 +58,8 @@ class LocalModel:
         """Pulls the model where it is not here yet, showing progress, and loads it."""
         with PullProgress() as progress:
             path = resolve(config.model, progress=progress)
-        return cls(Engine(msgspec.structs.replace(config, model=str(path))), default_max_tokens)
+        with loading(config.model):
+            return cls(Engine(msgspec.structs.replace(config, model=str(path))), default_max_tokens)
 
     def __enter__(self) -> LocalModel:
         return self

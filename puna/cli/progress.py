@@ -1,11 +1,13 @@
-"""A progress bar for a model that is being pulled: on a terminal a bar, elsewhere one line when it is done.
+"""What a person sees while waiting: a bar for a model that is being pulled, a line while one is loaded.
 
-It is the callback that `puna.models.names.resolve` takes: bytes done, bytes in all, what.
+On a terminal both vanish when they are done; elsewhere a pull is one line and loading is silent.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -13,8 +15,22 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 
+@contextmanager
+def loading(model: str) -> Iterator[None]:
+    """Says that `model` is being loaded, while it is."""
+    shown = sys.stderr.isatty()
+    if shown:
+        print(f"\x1b[2mloading {model} ...\x1b[0m", end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        if shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
 class PullProgress:
-    """A context manager; nothing is shown unless something is pulled."""
+    """A context manager, and the callback that `puna.models.names.resolve` takes: bytes done, bytes in all, what.
+    Nothing is shown unless something is pulled."""
 
     def __init__(self) -> None:
         self._bar: Progress | None = None

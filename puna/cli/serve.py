@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from contextlib import ExitStack
 from typing import Annotated
 
 import typer
@@ -71,7 +72,7 @@ def serve(
 
     import logging
 
-    from puna.cli.progress import PullProgress
+    from puna.cli.progress import PullProgress, loading
     from puna.models.names import resolve
     from puna.server.serve import ServeOptions, run
 
@@ -88,4 +89,11 @@ def serve(
     )
     if api_key is None and host not in ("127.0.0.1", "::1", "localhost"):
         print(f"anyone who can reach {host} can use this server; --api-key sets a key", file=sys.stderr)
-    run(config, serving, announce=lambda line: print(line, flush=True))
+    with ExitStack() as waiting:
+        waiting.enter_context(loading(wanted))
+
+        def announce(line: str) -> None:
+            waiting.close()
+            print(line, flush=True)
+
+        run(config, serving, announce=announce)
