@@ -49,6 +49,9 @@ class Terminal:
         os.write(self._fd, line.encode() + b"\n")
 
     def press_ctrl_c(self) -> None:
+        """As a person would, a moment after what is to be interrupted can be seen: readline shows its prompt before it
+        listens, and a signal in between waits for the next key."""
+        time.sleep(0.3)
         os.write(self._fd, b"\x03")
 
     def press_ctrl_d(self) -> None:
