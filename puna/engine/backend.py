@@ -14,10 +14,10 @@ import numpy as np
 
 from puna.engine.config import EngineConfig
 from puna.engine.limits import memory_limits
-from puna.engine.memory import MemoryPlan, plan_memory
+from puna.engine.memory import MemoryPlan, format_bytes, plan_memory
 from puna.engine.sampling import Draws, SamplingTable
-from puna.errors import EngineError, InputError
-from puna.kernels.batch import U64, Interpreter, KVConfig, StepBatch
+from puna.errors import EngineError, InputError, MemoryBudgetError
+from puna.kernels.batch import U64, Interpreter, KVConfig, StepBatch, kv_bytes_per_block
 from puna.models.load import LoadedModel, load_model
 from puna.models.names import resolve
 
@@ -54,7 +54,23 @@ def open_backend(config: EngineConfig, progress: U64 | None = None) -> Backend:
 def open_interpreter(config: EngineConfig, kv: KVConfig, model: Path) -> Interpreter:
     """The interpreter of a settled config on a model file, for replaying: with the threads of this machine, on whose
     number no bit depends."""
-    return build_interpreter(msgspec.structs.replace(config, threads=0), load_model(model), kv, None)
+    loaded = load_model(model)
+    _check_pool(config, kv, loaded)
+    return build_interpreter(msgspec.structs.replace(config, threads=0), loaded, kv, None)
+
+
+def _check_pool(config: EngineConfig, kv: KVConfig, model: LoadedModel) -> None:
+    """Of a pool read from a file: InputError where it contradicts its config, MemoryBudgetError where it cannot fit."""
+    if (kv.block_size, kv.dtype) != (config.block_size, config.kv_dtype) or kv.num_blocks < 2 or kv.tier_blocks < 0:
+        raise InputError(f"the recorded pool ({kv.num_blocks} blocks of {kv.block_size}, {kv.dtype}) cannot be")
+    needed = (kv.num_blocks + kv.tier_blocks) * kv_bytes_per_block(model.program, kv)
+    limits = memory_limits()
+    if limits and needed > limits[0].free_bytes:
+        free = format_bytes(limits[0].free_bytes)
+        raise MemoryBudgetError(
+            f"the recorded pool takes {format_bytes(needed)}, but only {free} are free in the {limits[0].name}; "
+            "replay it on a larger machine"
+        )
 
 
 def build_interpreter(config: EngineConfig, model: LoadedModel, kv: KVConfig, progress: U64 | None) -> Interpreter:

@@ -30,6 +30,8 @@ from puna.sched.step import ScheduledStep
 
 MAGIC = b"puna-record-1\n"
 MAX_FRAME_BYTES = 1 << 30
+_UNRECORDED = {"samples", "want_logits", "logits"}  # recorded apart, or not at all
+_DTYPES = {"I32": "<i4", "F32": "<f4", "U64": "<u8"}  # by the annotation of the field
 _FRAME = struct.Struct("<II")
 
 
@@ -51,6 +53,9 @@ class Array(msgspec.Struct, frozen=True, array_like=True):
     data: bytes
 
     def numpy(self) -> npt.NDArray[Any]:
+        """ValueError where shape and data contradict each other."""
+        if len(self.shape) > 2 or any(extent < 0 for extent in self.shape):
+            raise ValueError(f"the shape {self.shape[:5]}")
         return np.frombuffer(self.data, dtype=self.dtype).reshape(self.shape)
 
 
@@ -99,7 +104,7 @@ class StepRecorder:
         self, step: ScheduledStep, prepared: PreparedStep, owners: list[tuple[str, list[int]]], out: StepOutput
     ) -> None:
         """`owners[r]`: request and samples of row r, as they were when the step was prepared."""
-        batch = _arrays(prepared.batch, ("samples", "want_logits"))
+        batch = _arrays(prepared.batch)
         record = StepRecord(
             index=self._steps,
             requests=self._requests,
@@ -110,7 +115,7 @@ class StepRecorder:
             preempted=[sequence.sequence_id for sequence in step.preempted],
             batch=batch,
             samples=_arrays(_without_idle_history(prepared.batch.samples)),
-            output=_arrays(out, ("logits",)),
+            output=_arrays(out),
         )
         self._steps += 1
         self._requests = []
@@ -152,9 +157,11 @@ class Recording:
                 if payload is None:
                     return
                 try:
-                    yield decoder.decode(zlib.decompress(payload))
-                except (zlib.error, msgspec.MsgspecError) as error:
+                    record = decoder.decode(_decompressed(payload))
+                    _check(record)
+                except (zlib.error, msgspec.MsgspecError, ValueError) as error:
                     raise InputError(f"{self.path}: a step of the recording is damaged ({error})") from None
+                yield record
 
 
 def open_recorder(backend: Backend) -> StepRecorder | None:
@@ -207,10 +214,40 @@ def _read_frame(file: BinaryIO) -> tuple[bytes | None, bool]:
     return payload, False
 
 
-def _arrays(value: Any, without: tuple[str, ...] = ()) -> dict[str, Array]:
+def _decompressed(payload: bytes) -> bytes:
+    """A few bytes of zlib can stand for any number; ValueError beyond what a step may have."""
+    stream = zlib.decompressobj()
+    data = stream.decompress(payload, MAX_FRAME_BYTES)
+    if not stream.eof:
+        raise ValueError(
+            "it is cut off" if len(data) < MAX_FRAME_BYTES else f"it has more than {MAX_FRAME_BYTES} bytes"
+        )
+    return data
+
+
+def _check(record: StepRecord) -> None:
+    """ValueError where a field is missing or malformed, or rows and arrays do not fit together."""
+    for arrays, kind in ((record.batch, StepBatch), (record.samples, SampleRows), (record.output, StepOutput)):
+        types = {field.name: _DTYPES.get(str(field.type)) for field in dataclasses.fields(kind)}
+        wanted = {name: dtype for name, dtype in types.items() if name not in _UNRECORDED}
+        if arrays.keys() != wanted.keys():
+            names = ", ".join(sorted(name[:40] for name in arrays.keys() ^ wanted.keys()))
+            raise ValueError(f"missing or unknown: {names}")
+        for name, array in arrays.items():
+            if array.dtype != wanted[name]:
+                raise ValueError(f"{name} is of type {array.dtype[:20]!r}; expected {wanted[name]!r}")
+            try:
+                array.numpy()
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+    if record.batch["query_start"].shape != [len(record.rows) + 1]:
+        raise ValueError(f"{len(record.rows)} rows, but query_start of shape {record.batch['query_start'].shape}")
+
+
+def _arrays(value: Any) -> dict[str, Array]:
     found = {}
     for field in dataclasses.fields(value):
-        if field.name not in without:
+        if field.name not in _UNRECORDED:
             array = np.ascontiguousarray(getattr(value, field.name))
             found[field.name] = Array(array.dtype.str, list(array.shape), array.tobytes())
     return found

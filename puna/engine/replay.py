@@ -6,13 +6,16 @@ backend that is batch-invariant, a difference means a bug, another model, or a m
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from puna.engine.backend import open_interpreter
-from puna.engine.record import RecordHeader, StepRecord, open_recording
+from puna.engine.record import RecordedRow, RecordHeader, StepRecord, open_recording
 from puna.errors import InputError
 from puna.kernels.batch import Interpreter, StepOutput
 from puna.models.names import resolve
@@ -96,8 +99,8 @@ def replay(path: str | Path, model: str | None = None, *, anyway: bool = False) 
 def _model_path(header: RecordHeader, model: str | None) -> Path:
     if model is not None:
         return Path(resolve(model))
-    recorded = Path(header.model_path)
-    return recorded if recorded.exists() else Path(resolve(header.config.model))
+    recorded = header.model_path
+    return Path(recorded) if os.path.exists(recorded) else resolve(header.config.model)
 
 
 def _run(interpreter: Interpreter, record: StepRecord) -> StepOutput:
@@ -105,7 +108,13 @@ def _run(interpreter: Interpreter, record: StepRecord) -> StepOutput:
     vocab = interpreter.program.vocab_size
     if batch.token_ids.size and int(batch.token_ids.max()) >= vocab:
         raise InputError(f"the recording has token id {batch.token_ids.max()}, this model's ids end at {vocab - 1}")
-    return interpreter.step(batch)
+    if int(batch.samples.num_logprobs.max(initial=0)) > vocab:
+        raise InputError(f"step {record.index} of the recording wants more log-probabilities than the model has tokens")
+    try:
+        return interpreter.step(batch)
+    except (ValueError, TypeError, IndexError, OverflowError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"step {record.index} of the recording cannot be run: {reason}") from error
 
 
 def _first_difference(record: StepRecord, output: StepOutput) -> Difference | None:
@@ -115,8 +124,8 @@ def _first_difference(record: StepRecord, output: StepOutput) -> Difference | No
         if field.name not in record.output:
             continue
         expected, found = record.output[field.name].numpy(), getattr(output, field.name)
-        if expected.shape != found.shape:
-            return _difference(record, 0, field.name, f"of shape {expected.shape}", f"of shape {found.shape}")
+        if (expected.shape, expected.dtype) != (found.shape, found.dtype):
+            return _difference(record, 0, field.name, _form(expected), _form(found))
         rows = np.nonzero(expected.view(np.int32) != found.view(np.int32))[0]
         if len(rows) and (worst is None or rows[0] < worst[0]):
             worst = (int(rows[0]), field.name)
@@ -126,9 +135,13 @@ def _first_difference(record: StepRecord, output: StepOutput) -> Difference | No
     return _difference(record, row, name, str(record.output[name].numpy()[row]), str(getattr(output, name)[row]))
 
 
+def _form(array: npt.NDArray[Any]) -> str:
+    return f"{array.dtype} of shape {array.shape}"
+
+
 def _difference(record: StepRecord, row: int, name: str, expected: str, found: str) -> Difference:
     ends = record.batch["query_start"].numpy()[1:]
     index = record.samples["index"].numpy()
     owner = int(np.searchsorted(ends, index[row], side="right")) if row < len(index) else 0
-    recorded = record.rows[owner]
+    recorded = record.rows[min(owner, len(record.rows) - 1)] if record.rows else RecordedRow("?", [], 0, 0, 0)
     return Difference(record.index, row, recorded.request_id, recorded.sequence_id, name, expected, found)

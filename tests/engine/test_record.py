@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 
 from puna.engine.record import MAGIC, Array, RecordHeader, StepRecord, open_recording
 from puna.engine.replay import replay
-from puna.errors import InputError
+from puna.errors import InputError, MemoryBudgetError
 from tests.engine.conftest import EngineMaker
 from tests.engine.driving import Samples, finish, prompt, request
 from tests.tiny import write_tiny_llama
@@ -49,6 +51,24 @@ def rewrite(path: Path, at: int, change: Any) -> None:
     frames[at + 1] = zlib.compress(msgspec.msgpack.encode(change(record)))
     whole = [len(f).to_bytes(4, "little") + zlib.crc32(f).to_bytes(4, "little") + f for f in frames]
     path.write_bytes(MAGIC + b"".join(whole))
+
+
+def rewrite_header(path: Path, change: Callable[[RecordHeader], RecordHeader]) -> None:
+    data = path.read_bytes()
+    start = len(MAGIC) + 8
+    end = start + int.from_bytes(data[len(MAGIC) : len(MAGIC) + 4], "little")
+    changed = msgspec.msgpack.encode(change(msgspec.msgpack.decode(data[start:end], type=RecordHeader)))
+    head = len(changed).to_bytes(4, "little") + zlib.crc32(changed).to_bytes(4, "little")
+    path.write_bytes(MAGIC + head + changed + data[end:])
+
+
+def change(record: StepRecord, part: str, name: str, array: Array | None) -> StepRecord:
+    arrays = dict(getattr(record, part))
+    if array is None:
+        del arrays[name]
+    else:
+        arrays[name] = array
+    return msgspec.structs.replace(record, **{part: arrays})
 
 
 def test_a_recording_replays_exactly(recorded: Path) -> None:
@@ -151,12 +171,63 @@ def test_a_disk_that_fills_up_stops_the_recording_and_nothing_else(make_engine: 
 
 
 def test_the_threads_of_the_machine_that_recorded_are_not_needed(recorded: Path) -> None:
-    data = recorded.read_bytes()
-    length = int.from_bytes(data[len(MAGIC) : len(MAGIC) + 4], "little")
-    start = len(MAGIC) + 8
-    header = msgspec.msgpack.decode(data[start : start + length], type=RecordHeader)
-    config = msgspec.structs.replace(header.config, threads=1000)
-    changed = msgspec.msgpack.encode(msgspec.structs.replace(header, config=config))
-    frame = len(changed).to_bytes(4, "little") + zlib.crc32(changed).to_bytes(4, "little") + changed
-    recorded.write_bytes(MAGIC + frame + data[start + length :])
+    def with_threads(header: RecordHeader) -> RecordHeader:
+        return msgspec.structs.replace(header, config=msgspec.structs.replace(header.config, threads=1000))
+
+    rewrite_header(recorded, with_threads)
     assert replay(recorded).exact
+
+
+@pytest.mark.parametrize("part", ["batch", "samples", "output"])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda _: None,
+        lambda array: Array("|O", array.shape, array.data),
+        lambda array: Array("no type", array.shape, array.data),
+        lambda array: Array("<f8", array.shape, array.data),
+        lambda array: Array(array.dtype, [2**62], array.data),
+        lambda array: Array(array.dtype, [-1], array.data),
+        lambda array: Array(array.dtype, array.shape, array.data[1:]),
+    ],
+    ids=["missing", "objects", "no type", "another type", "too large", "negative", "cut"],
+)
+def test_a_step_that_contradicts_itself_is_refused(recorded: Path, part: str, spoil: Any) -> None:
+    def spoiled(record: StepRecord) -> StepRecord:
+        name = next(name for name, array in getattr(record, part).items() if array.data)
+        return change(record, part, name, spoil(getattr(record, part)[name]))
+
+    rewrite(recorded, 1, spoiled)
+    with pytest.raises(InputError, match="damaged"):
+        replay(recorded)
+
+
+def test_a_step_that_no_backend_could_run_is_refused(recorded: Path) -> None:
+    def spoiled(record: StepRecord) -> StepRecord:
+        tables = record.batch["tables"]
+        return change(record, "batch", "tables", Array("<i4", tables.shape, b"\x7f" * len(tables.data)))
+
+    rewrite(recorded, 1, spoiled)
+    with pytest.raises(InputError, match="step 1 of the recording cannot be run"):
+        replay(recorded)
+
+
+def test_a_step_that_unpacks_to_gigabytes_is_refused(recorded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("puna.engine.record.MAX_FRAME_BYTES", 10_000)
+    data = recorded.read_bytes()
+    bomb = zlib.compress(b"\0" * 100_000)
+    header_end = len(MAGIC) + 8 + int.from_bytes(data[len(MAGIC) : len(MAGIC) + 4], "little")
+    frame = len(bomb).to_bytes(4, "little") + zlib.crc32(bomb).to_bytes(4, "little") + bomb
+    recorded.write_bytes(data[:header_end] + frame)
+    with pytest.raises(InputError, match="more than 10000 bytes"):
+        replay(recorded)
+
+
+@pytest.mark.parametrize(
+    ("kv", "error"),
+    [({"num_blocks": 2**40}, MemoryBudgetError), ({"num_blocks": 0}, InputError), ({"block_size": 2**31}, InputError)],
+)
+def test_a_pool_that_cannot_be_is_refused(recorded: Path, kv: dict[str, int], error: type[Exception]) -> None:
+    rewrite_header(recorded, lambda header: msgspec.structs.replace(header, kv=dataclasses.replace(header.kv, **kv)))
+    with pytest.raises(error, match="the recorded pool"):
+        replay(recorded)
