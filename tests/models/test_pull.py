@@ -287,6 +287,33 @@ def test_a_home_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pyt
         resolve("pypi:tiny-model")
 
 
+def test_what_a_killed_pull_left_goes_with_the_next_one(make_wheel: WheelMaker, home: Path) -> None:
+    make_wheel()
+    abandoned = home / "models" / ".pulling-abandoned" / "wheel"
+    abandoned.mkdir(parents=True)
+    (abandoned / "half.whl").write_bytes(b"x" * 1000)
+    path = resolve("pypi:tiny-model")
+    assert left_behind(home) == sorted(str(p.relative_to(home)) for p in (path, path.with_name(path.name + ".json")))
+
+
+def test_a_pull_that_is_told_to_end_leaves_nothing_behind(make_wheel: WheelMaker, home: Path, tmp_path: Path) -> None:
+    make_wheel()
+    os.mkfifo(tmp_path / "wheels" / "other_model-1.0-py3-none-any.whl")  # pip waits for it, and nobody writes
+    command = [sys.executable, "-m", "puna.cli.main", "pull", "pypi:other-model"]
+    process = subprocess.Popen(
+        command, cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    while not list(home.glob("models/.pulling-*/wheel")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(30) == 143
+    assert left_behind(home) == []
+    assert not list(home.glob("models/.pulling-*"))
+    with pytest.raises(ProcessLookupError):  # pip is gone, too
+        os.killpg(process.pid, 0)
+
+
 def test_two_pulls_at_once_fetch_once(make_wheel: WheelMaker, home: Path) -> None:
     make_wheel()
     code = (
