@@ -114,6 +114,11 @@ def _prompt(local: LocalModel, record: dict[str, Any]) -> tuple[str | None, list
 
 
 def _params(record: dict[str, Any], params: SamplingParams) -> SamplingParams:
+    for name in ("logprobs", "prompt_logprobs"):
+        if record.get(name) is not None:
+            raise InputError(
+                f"{name}: records have no log-probabilities; leave it out, or ask `puna serve` or puna.LLM"
+            )
     for name in record:
         if name not in SamplingParams.__struct_fields__:
             raise InputError(f"{name[:80]!r} is neither a prompt, an id nor a sampling parameter")

@@ -210,6 +210,25 @@ def test_a_reader_that_goes_away_is_no_error(tiny_model: Path) -> None:
         process.stderr.close()
 
 
+@pytest.mark.parametrize("arguments", ["--version", "--help", "generate --help"])
+def test_a_full_disk_is_no_traceback_for_the_help_either(arguments: str) -> None:
+    with open("/dev/full", "wb") as full:
+        command = [*COMMAND, *arguments.split()]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, cwd=ROOT, text=True, timeout=60)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "No space left" in done.stderr
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_streams_that_the_caller_closed_are_no_error(tiny_model: Path, closed: str, tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    command = f"{' '.join(COMMAND)} generate hi -m {tiny_model} --backend reference -n 3 -o {output} {closed}"
+    done = subprocess.run(["sh", "-c", command], stdin=subprocess.DEVNULL, cwd=ROOT, timeout=60)
+    assert done.returncode == 0
+    assert len(json.loads(output.read_text())["outputs"][0]["token_ids"]) == 3
+
+
 def test_a_full_disk_is_one_line(tiny_model: Path) -> None:
     with open("/dev/full", "wb") as full:
         command = [*COMMAND, "inspect", str(tiny_model), "--tensors"]

@@ -64,6 +64,7 @@ def test_a_bad_line_is_an_error_record_and_the_others_still_run(tiny_model: Path
         b'{"id": "h", "prompt": "' + b"z" * 400 + b'"}',
         b'{"id": "i", "messages": [{"role": "user"}]}',
         b'{"id": "j", "prompt": "\xff"}',
+        b'{"id": "k", "prompt": "hello", "logprobs": 2}',
         b"[1, 2]",
         b"[" * 100_000,
         b"",
@@ -73,7 +74,7 @@ def test_a_bad_line_is_an_error_record_and_the_others_still_run(tiny_model: Path
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     found = records(done.stdout)
-    assert [r["line"] for r in found] == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14]
+    assert [r["line"] for r in found] == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 15]
     assert [r["id"] for r in found if "error" not in r] == ["a", "z"]
     assert all(f"line {r['line']}" in r["error"] for r in found if "error" in r)
     assert [sample["index"] for sample in found[-1]["outputs"]] == [0, 1]
