@@ -131,6 +131,7 @@ def test_a_tensor_of_the_wrong_shape_is_named_with_both_shapes(tmp_path: Path) -
         ({"general.architecture": None}, "general.architecture' is missing"),
         ({"llama.block_count": 2**31 - 1}, "llama.block_count"),
         ({"llama.block_count": "many"}, "whole number"),
+        ({"llama.context_length": 1}, "from 2 to"),
         (
             {"llama.attention.head_count": 3, "llama.attention.head_count_kv": 3, "llama.attention.key_length": None},
             "does not divide",
