@@ -1,8 +1,16 @@
-"""What holds for all tests: Ctrl-C works, however they were started."""
+"""What holds for all tests: Ctrl-C works, however they were started; CI draws the same random examples every time, and
+a run by hand new ones."""
 
 from __future__ import annotations
 
+import os
 import signal
+
+from hypothesis import settings
+
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 
 def pytest_configure() -> None:

@@ -19,7 +19,16 @@ from typing import NoReturn
 from puna.errors import ModelFileError, ModelNotFoundError
 from puna.kernels.tensor import RawTensor
 from puna.models.gguf_format import DEFAULT_ALIGNMENT
-from puna.models.gguf_parse import Cursor, Value, brief, place_tensors, read_metadata, read_preamble, read_tensor_infos
+from puna.models.gguf_parse import (
+    Cursor,
+    Value,
+    brief,
+    clipped,
+    place_tensors,
+    read_metadata,
+    read_preamble,
+    read_tensor_infos,
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,7 @@ class GgufFile:
     content: memoryview
 
     def fail(self, message: str) -> NoReturn:
-        raise ModelFileError(f"{self.path}: {message}")
+        raise ModelFileError(f"{self.path}: {clipped(message)}")
 
     def string(self, key: str, default: str | None = None) -> str:
         value = self._value(key, default)

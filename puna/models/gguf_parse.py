@@ -40,6 +40,11 @@ def brief(value: Value) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def clipped(text: str) -> str:
+    """Part of a message, which may quote a name as long as the file allows."""
+    return text if len(text) <= 400 else text[:397] + "..."
+
+
 @dataclass(frozen=True)
 class TensorInfo:
     name: str
@@ -59,7 +64,7 @@ class Cursor:
         self.position = 0
 
     def fail(self, offset: int, found: str, expected: str) -> NoReturn:
-        raise ModelFileError(f"{self.path}: at byte {offset}: found {found}; expected {expected}")
+        raise ModelFileError(f"{self.path}: at byte {offset}: found {clipped(found)}; expected {clipped(expected)}")
 
     def require(self, count: int, what: str) -> None:
         left = len(self.view) - self.position

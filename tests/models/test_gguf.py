@@ -18,6 +18,7 @@ from puna.kernels.tensor import BLOCK_SIZES
 from puna.models import gguf_format as gguf
 from puna.models.gguf import parse_gguf, read_gguf
 from puna.models.gguf_write import TensorToWrite, Typed, encode, gguf_bytes
+from tests.tiny import write_tiny_llama
 
 TYPES = sorted(BLOCK_SIZES)
 METADATA: dict[str, Any] = {
@@ -277,3 +278,13 @@ def decode(tensor: TensorToWrite) -> np.ndarray[Any, np.dtype[np.float32]]:
             values = scale * nibbles + low
     assert values.size == np.prod(tensor.shape)
     return values.reshape(tensor.shape)
+
+
+def test_a_message_about_a_very_long_key_stays_short(tmp_path: Path) -> None:
+    path = write_tiny_llama(tmp_path / "long.gguf", metadata={"k" * 30_000: 1})
+    content = path.read_bytes()
+    at = content.index(b"k" * 30_000) + 30_000
+    path.write_bytes(content[:at] + b"\xff" * 4 + content[at + 4 :])
+    with pytest.raises(ModelFileError, match=r"value type .* for metadata 'kkk") as caught:
+        read_gguf(path)
+    assert len(str(caught.value)) < 1200
