@@ -44,7 +44,7 @@ class GgufFile:
     content: memoryview
 
     def fail(self, message: str) -> NoReturn:
-        raise ModelFileError(f"{self.path}: {clipped(message)}")
+        raise ModelFileError(f"{self.path}: {clipped(message, 1500)}")
 
     def string(self, key: str, default: str | None = None) -> str:
         value = self._value(key, default)

@@ -40,9 +40,9 @@ def brief(value: Value) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def clipped(text: str) -> str:
+def clipped(text: str, limit: int = 400) -> str:
     """Part of a message, which may quote a name as long as the file allows."""
-    return text if len(text) <= 400 else text[:397] + "..."
+    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 @dataclass(frozen=True)
