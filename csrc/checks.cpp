@@ -60,14 +60,14 @@ void Executor::check_op(const Op& op) const {
       require(width(0) == op.ints[1] * op.ints[2] && 2 * static_cast<int64_t>(op.floats.size() - 1) <= op.ints[2]);
       break;
     case OpKind::store_kv: {
-      require(op.ints[0] >= 0 && op.ints[0] < static_cast<int64_t>(layers_.size()));
-      const KVLayer& layer = layers_[static_cast<size_t>(op.ints[0])];
+      require(op.ints[0] >= 0 && op.ints[0] < static_cast<int64_t>(kv_.layers().size()));
+      const KVLayer& layer = kv_.layers()[static_cast<size_t>(op.ints[0])];
       require(width(1) == layer.kv_heads * layer.head_dim && width(2) == width(1));
       break;
     }
     case OpKind::attend: {
-      require(op.ints[2] >= 0 && op.ints[2] < static_cast<int64_t>(layers_.size()));
-      const KVLayer& layer = layers_[static_cast<size_t>(op.ints[2])];
+      require(op.ints[2] >= 0 && op.ints[2] < static_cast<int64_t>(kv_.layers().size()));
+      const KVLayer& layer = kv_.layers()[static_cast<size_t>(op.ints[2])];
       require(op.ints[4] == layer.kv_heads && op.ints[5] == layer.head_dim && op.ints[3] % op.ints[4] == 0);
       require(width(1) == op.ints[3] * op.ints[5] && width(0) == width(1) && op.ints[0] != op.ints[1]);
       break;
@@ -85,11 +85,11 @@ void Executor::check(const StepView& v) const {
   check_all("token_ids", v.token_ids, v.tokens, vocab);
   if (v.query_start[0] != 0 || v.query_start[v.sequences] != v.tokens)
     throw std::invalid_argument("query_start must begin at 0 and end at the number of tokens");
-  check_all("tables", v.tables, v.sequences * v.table_width, config_.num_blocks);
+  check_all("tables", v.tables, v.sequences * v.table_width, kv_.config().num_blocks);
   for (int64_t r = 0; r < v.sequences; ++r) {
     const int32_t begin = v.query_start[r], end = v.query_start[r + 1];
     if (end < begin || end > v.tokens) out_of_range("query_start", r + 1, end, v.tokens + 1);
-    check_all("positions", v.positions + begin, end - begin, v.table_width * config_.block_size);
+    check_all("positions", v.positions + begin, end - begin, v.table_width * kv_.config().block_size);
     for (int32_t t = begin + 1; t < end; ++t)
       if (v.positions[t] != v.positions[t - 1] + 1) throw std::invalid_argument("positions of a sequence are not consecutive");
   }
@@ -102,10 +102,10 @@ void Executor::check(const StepView& v) const {
   for (int64_t i = 0; i < v.moves_count; ++i) {
     const int32_t* move = v.moves + 3 * i;
     if (move[0] < 0 || move[0] > 2) out_of_range("moves", i, move[0], 3);
-    if (move[1] < 0 || move[1] >= (move[0] == 2 ? config_.tier_blocks : config_.num_blocks))
-      out_of_range("moves", i, move[1], config_.num_blocks);
-    if (move[2] < 0 || move[2] >= (move[0] == 1 ? config_.tier_blocks : config_.num_blocks))
-      out_of_range("moves", i, move[2], config_.num_blocks);
+    if (move[1] < 0 || move[1] >= (move[0] == 2 ? kv_.config().tier_blocks : kv_.config().num_blocks))
+      out_of_range("moves", i, move[1], kv_.config().num_blocks);
+    if (move[2] < 0 || move[2] >= (move[0] == 1 ? kv_.config().tier_blocks : kv_.config().num_blocks))
+      out_of_range("moves", i, move[2], kv_.config().num_blocks);
   }
   const SampleView& s = v.samples;
   check_all("samples.index", s.index, s.count, v.tokens);

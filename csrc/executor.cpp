@@ -5,15 +5,11 @@
 #include <cstring>
 #include <stdexcept>
 
-#include "numeric.hpp"
-
 namespace puna {
 
 namespace {
 
 constexpr int64_t HEAD_ROWS = 32;      // rows whose logits are held at one time
-constexpr int64_t MAX_HEAD_DIM = 1024;
-constexpr int64_t ATTEND_TOKENS = 16;  // tokens of one sequence in one work item
 
 const KernelTable* choose_path(const std::string& name) {
   const Paths paths = available_paths();
@@ -31,7 +27,6 @@ const KernelTable* choose_path(const std::string& name) {
 Executor::Executor(const std::string& path, int threads)
     : kernels_(choose_path(path)),
       pool_(std::clamp(threads, 1, 256)),
-      attend_scratch_(static_cast<size_t>(pool_.threads())),
       sample_scratch_(static_cast<size_t>(pool_.threads())) {}
 
 int Executor::add_weight(const std::string& type_name, const uint8_t* raw, size_t bytes, int64_t rows, int64_t width,
@@ -68,23 +63,9 @@ void Executor::bind(std::vector<int64_t> buffer_widths, std::vector<Op> body, st
   widths_ = std::move(buffer_widths);
   body_ = std::move(body);
   head_ = std::move(head);
-  layers_ = std::move(layers);
   hidden_ = hidden;
   logits_ = logits;
-  config_ = config;
-  if (config_.block_size <= 0 || config_.block_size % 16 != 0)
-    throw std::invalid_argument("block_size is " + std::to_string(config_.block_size) + "; it is a multiple of 16");
-  if (config_.num_blocks < 2) throw std::invalid_argument("the pool needs at least two blocks");
-  kv_.clear();
-  for (const KVLayer& layer : layers_) {
-    if (layer.head_dim <= 0 || layer.head_dim % 16 != 0 || layer.head_dim > MAX_HEAD_DIM)
-      throw std::invalid_argument("head_dim is " + std::to_string(layer.head_dim) +
-                                  "; the native core takes multiples of 16 up to " + std::to_string(MAX_HEAD_DIM));
-    const size_t block = static_cast<size_t>(2 * layer.head_dim * config_.block_size) * (config_.cache == CacheType::f32 ? 4 : 2);
-    const size_t a_block_id = block * static_cast<size_t>(layer.kv_heads);
-    kv_.push_back({Region(a_block_id * static_cast<size_t>(config_.num_blocks)),
-                   Region(a_block_id * static_cast<size_t>(config_.tier_blocks)), block});
-  }
+  kv_ = KVPool(std::move(layers), config);
   rotations_.clear();
   plan(body_);
   plan(head_);
@@ -128,14 +109,15 @@ size_t Executor::packed_bytes() const {
 
 void Executor::step(const StepView& view) {
   check(view);
-  move_blocks(view);
+  for (int64_t i = 0; i < view.moves_count; ++i) {
+    kv_.move(view.moves + 3 * i);
+    progress_->fetch_add(1, std::memory_order_relaxed);
+  }
   for (size_t b = 0; b < widths_.size(); ++b) {
     const size_t wanted = static_cast<size_t>(view.tokens * widths_[b]);
     if (static_cast<int>(b) != logits_ && body_buffers_[b].size() < wanted) body_buffers_[b].resize(wanted);
   }
-  sequence_of_.resize(static_cast<size_t>(view.tokens));
-  for (int64_t r = 0; r < view.sequences; ++r)
-    std::fill(sequence_of_.begin() + view.query_start[r], sequence_of_.begin() + view.query_start[r + 1], static_cast<int32_t>(r));
+  attention_.plan(view.places());
   make_rotations(view);
   for (const Op& op : body_) run(op, body_buffers_, view.tokens, view);
   run_head(view);
@@ -159,24 +141,6 @@ void Executor::run_head(const StepView& view) {
     });
     if (view.logits)
       std::memcpy(view.logits + first * vocab, logits, sizeof(float) * static_cast<size_t>(rows * vocab));
-    progress_->fetch_add(1, std::memory_order_relaxed);
-  }
-}
-
-void Executor::move_blocks(const StepView& view) {
-  for (int64_t i = 0; i < view.moves_count; ++i) {
-    const int32_t* move = view.moves + 3 * i;
-    for (size_t l = 0; l < kv_.size(); ++l) {
-      const LayerPool& layer = kv_[l];
-      for (int64_t h = 0; h < layers_[l].kv_heads; ++h) {
-        const auto block = [&](bool in_tier, int32_t id) {
-          const int64_t count = in_tier ? config_.tier_blocks : config_.num_blocks;
-          return (in_tier ? layer.tier : layer.pool).data() + static_cast<size_t>(h * count + id) * layer.block_bytes;
-        };
-        if (move[1] != move[2] || move[0] != 0)
-          std::memcpy(block(move[0] == 1, move[2]), block(move[0] == 2, move[1]), layer.block_bytes);
-      }
-    }
     progress_->fetch_add(1, std::memory_order_relaxed);
   }
 }
@@ -230,8 +194,15 @@ void Executor::run(const Op& op, std::vector<std::vector<float>>& buffers, int64
       break;
     case OpKind::linear: linear(op, buffer(0), buffer(1), rows); break;
     case OpKind::rope: rope(op, buffer(0), rows); break;
-    case OpKind::store_kv: store_kv(op, buffer(1), buffer(2), view); break;
-    case OpKind::attend: attend(op, buffer(1), buffer(0), view); break;
+    case OpKind::store_kv:
+      kv_.store(*kernels_, pool_, view.places(), static_cast<size_t>(op.ints[0]), buffer(1), buffer(2));
+      break;
+    case OpKind::attend: {
+      const AttendShape shape{static_cast<size_t>(op.ints[2]), op.ints[3], static_cast<int>(op.ints[6]), op.floats[0],
+                              op.floats[1]};
+      attention_.run(*kernels_, pool_, kv_, shape, buffer(1), buffer(0));
+      break;
+    }
     case OpKind::activate:
       each_row(rows, [&](int64_t t) {
         kernels_->gate(buffer(1) + t * width(0), nullptr, buffer(0) + t * width(0), width(0), static_cast<int>(op.ints[2]));
@@ -320,83 +291,6 @@ void Executor::rope(const Op& op, float* x, int64_t rows) {
         const float turned = a * cos[i] - b * sin[i];
         b = a * sin[i] + b * cos[i];
         a = turned;
-      }
-    }
-  });
-}
-
-void Executor::store_kv(const Op& op, const float* key, const float* value, const StepView& view) {
-  const size_t l = static_cast<size_t>(op.ints[0]);
-  const KVLayer& layer = layers_[l];
-  const int64_t block_size = config_.block_size;
-  const int64_t dim = layer.head_dim;
-  each_row(view.tokens, [&](int64_t t) {
-    const int64_t position = view.positions[t];
-    const int32_t* table = view.tables + sequence_of_[static_cast<size_t>(t)] * view.table_width;
-    const int64_t id = table[position / block_size];
-    const int64_t slot = position % block_size;
-    for (int64_t h = 0; h < layer.kv_heads; ++h) {
-      uint8_t* block = kv_[l].pool.data() + static_cast<size_t>(h * config_.num_blocks + id) * kv_[l].block_bytes;
-      const float* k = key + (t * layer.kv_heads + h) * dim;
-      const float* v = value + (t * layer.kv_heads + h) * dim;
-      if (config_.cache == CacheType::f16) {
-        uint16_t* keys = reinterpret_cast<uint16_t*>(block);
-        uint16_t halves[MAX_HEAD_DIM];
-        kernels_->to_half(k, halves, dim);
-        for (int64_t d = 0; d < dim; ++d) keys[d * block_size + slot] = halves[d];
-        kernels_->to_half(v, keys + dim * block_size + slot * dim, dim);
-      } else if (config_.cache == CacheType::bf16) {
-        uint16_t* keys = reinterpret_cast<uint16_t*>(block);
-        uint16_t* values = keys + dim * block_size + slot * dim;
-        for (int64_t d = 0; d < dim; ++d) {
-          keys[(d / 2 * block_size + slot) * 2 + d % 2] = float_to_bf16(k[d]);
-          values[d] = float_to_bf16(v[d]);
-        }
-      } else {
-        float* keys = reinterpret_cast<float*>(block);
-        for (int64_t d = 0; d < dim; ++d) keys[d * block_size + slot] = k[d];
-        std::memcpy(keys + dim * block_size + slot * dim, v, sizeof(float) * static_cast<size_t>(dim));
-      }
-    }
-  });
-}
-
-void Executor::attend(const Op& op, const float* query, float* out, const StepView& view) {
-  const size_t l = static_cast<size_t>(op.ints[2]);
-  const int64_t heads = op.ints[3], kv_heads = op.ints[4], dim = op.ints[5];
-  // Work items: a run of tokens of one sequence, for one key head. Tokens go by sixteen from the first of the batch;
-  // where an item is cut by the end of a sequence it is walked in pieces.
-  const int64_t runs = (view.tokens + ATTEND_TOKENS - 1) / ATTEND_TOKENS;
-  pool_.run(runs * kv_heads, 1, [&](int64_t first, int64_t last, int thread) {
-    std::vector<float>& scratch = attend_scratch_[static_cast<size_t>(thread)];
-    scratch.resize(static_cast<size_t>(4 * (dim + 16)));
-    for (int64_t item = first; item < last; ++item) {
-      const int64_t h = item % kv_heads;
-      // Late tokens have the longest context: they go first.
-      const int64_t run_start = (runs - 1 - item / kv_heads) * ATTEND_TOKENS;
-      const int64_t run_end = std::min(run_start + ATTEND_TOKENS, view.tokens);
-      for (int64_t t = run_start; t < run_end;) {
-        const int32_t r = sequence_of_[static_cast<size_t>(t)];
-        const int64_t end = std::min<int64_t>(view.query_start[r + 1], run_end);
-        AttendArgs args{};
-        args.query = query + (t * heads + h * (heads / kv_heads)) * dim;
-        args.out = out + (t * heads + h * (heads / kv_heads)) * dim;
-        args.query_stride = heads * dim;
-        args.positions = view.positions + t;
-        args.rows = end - t;
-        args.table = view.tables + r * view.table_width;
-        args.head_pool = kv_[l].pool.data() + static_cast<size_t>(h * config_.num_blocks) * kv_[l].block_bytes;
-        args.block_bytes = kv_[l].block_bytes;
-        args.block_size = config_.block_size;
-        args.group = static_cast<int>(heads / kv_heads);
-        args.head_dim = static_cast<int>(dim);
-        args.cache = config_.cache;
-        args.scale = op.floats[0];
-        args.window = static_cast<int>(op.ints[6]);
-        args.softcap = op.floats[1];
-        args.scratch = scratch.data();
-        kernels_->attend(args);
-        t = end;
       }
     }
   });

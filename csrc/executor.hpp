@@ -10,7 +10,9 @@
 #include <string>
 #include <vector>
 
+#include "attention_step.hpp"
 #include "kernels.hpp"
+#include "kv_pool.hpp"
 #include "memory.hpp"
 #include "packing.hpp"
 #include "sampler.hpp"
@@ -44,18 +46,6 @@ struct Op {
   int rope_table = -1;
 };
 
-struct KVLayer {
-  int64_t kv_heads;
-  int64_t head_dim;
-};
-
-struct PoolConfig {
-  int64_t num_blocks;
-  int64_t tier_blocks;
-  int block_size;
-  CacheType cache;
-};
-
 struct Weight {
   FileType type;
   const uint8_t* raw;  // stays valid: the caller keeps the file mapped
@@ -79,6 +69,7 @@ struct StepView {
   SampleView samples;
   SampleOut out;
   float* logits;  // [samples, vocab] or null
+  StepTables places() const { return {tokens, sequences, table_width, positions, query_start, tables}; }
 };
 
 class Executor {
@@ -107,11 +98,6 @@ class Executor {
   void break_batch_invariance(bool broken) { broken_order_ = broken; }
 
  private:
-  struct LayerPool {
-    Region pool;
-    Region tier;
-    size_t block_bytes;  // of one head
-  };
   struct Quantized {
     std::vector<int8_t> q;
     std::vector<int8_t> fine;
@@ -129,15 +115,12 @@ class Executor {
   void check(const StepView& view) const;
   void check_op(const Op& op) const;
   void plan(std::vector<Op>& ops);
-  void move_blocks(const StepView& view);
   void make_rotations(const StepView& view);
   void run_head(const StepView& view);
   void run(const Op& op, std::vector<std::vector<float>>& buffers, int64_t rows, const StepView& view);
   void embed(const Op& op, float* out, int64_t rows, const StepView& view, bool positions);
   void linear(const Op& op, const float* x, float* out, int64_t rows);
   void rope(const Op& op, float* x, int64_t rows);
-  void store_kv(const Op& op, const float* key, const float* value, const StepView& view);
-  void attend(const Op& op, const float* query, float* out, const StepView& view);
   template <class Body>
   void each_row(int64_t rows, Body body);
 
@@ -147,17 +130,14 @@ class Executor {
   std::vector<int64_t> widths_;
   std::vector<Op> body_;
   std::vector<Op> head_;
-  std::vector<KVLayer> layers_;
-  std::vector<LayerPool> kv_;
-  PoolConfig config_{};
+  KVPool kv_;
+  AttentionStep attention_;
   int hidden_ = 0;
   int logits_ = 0;
   std::vector<std::vector<float>> body_buffers_;
   std::vector<std::vector<float>> head_buffers_;
   std::vector<Rotation> rotations_;
-  std::vector<int32_t> sequence_of_;  // of each token of the step
   Quantized quantized_;
-  std::vector<std::vector<float>> attend_scratch_;  // a thread
   std::vector<SampleScratch> sample_scratch_;
   std::atomic<uint64_t> own_progress_{0};
   std::atomic<uint64_t>* progress_ = &own_progress_;

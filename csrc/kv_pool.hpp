@@ -1,0 +1,80 @@
+// The pool of keys and values of all layers, and the tier beside it: where a block lies, what is written to it in a
+// step, and how blocks are copied and swapped.
+//
+// It knows blocks, tables and positions. It does not know which blocks are free (puna/sched/block_pool.py does), nor
+// how attention reads them (attention.hpp). A layer's memory is ordered so, and a block holds one head's share:
+//
+//   key head 0: block 0 | block 1 | ... | block N-1,  key head 1: block 0 | ...
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "kernels.hpp"
+#include "memory.hpp"
+#include "thread_pool.hpp"
+
+namespace puna {
+
+constexpr int64_t MAX_HEAD_DIM = 1024;
+
+struct KVLayer {
+  int64_t kv_heads;
+  int64_t head_dim;
+};
+
+struct PoolConfig {
+  int64_t num_blocks;
+  int64_t tier_blocks;
+  int block_size;
+  CacheType cache;
+};
+
+// Where the new tokens of a step stand: sequence r owns tokens query_start[r] .. query_start[r + 1] - 1, at consecutive
+// positions; position p of it lies in block tables[r * table_width + p / block_size].
+struct StepTables {
+  int64_t tokens;
+  int64_t sequences;
+  int64_t table_width;
+  const int32_t* positions;
+  const int32_t* query_start;
+  const int32_t* tables;
+};
+
+class KVPool {
+ public:
+  KVPool() = default;
+  // Throws std::invalid_argument for sizes that the kernels do not know.
+  KVPool(std::vector<KVLayer> layers, PoolConfig config);
+
+  const std::vector<KVLayer>& layers() const { return layers_; }
+  const PoolConfig& config() const { return config_; }
+
+  // Block 0 of a key head; the others follow, block_bytes apart.
+  const uint8_t* head(size_t layer, int64_t kv_head) const { return block(layer, false, kv_head, 0); }
+  size_t block_bytes(size_t layer) const { return memory_[layer].block_bytes; }
+
+  // One move (kind, source, destination) of puna/kernels/batch.py, in all layers.
+  void move(const int32_t* move);
+
+  // Writes the step's keys and values [tokens, kv_heads * head_dim] of one layer into the blocks of their positions.
+  void store(const KernelTable& kernels, ThreadPool& threads, const StepTables& step, size_t layer, const float* key,
+             const float* value);
+
+ private:
+  struct Memory {
+    Region pool;
+    Region tier;
+    size_t block_bytes;  // of one head
+  };
+  uint8_t* block(size_t layer, bool in_tier, int64_t kv_head, int64_t id) const;
+  void store_token(const KernelTable& kernels, uint8_t* block, int64_t slot, int64_t dim, const float* key,
+                   const float* value) const;
+
+  std::vector<KVLayer> layers_;
+  PoolConfig config_{};
+  std::vector<Memory> memory_;
+};
+
+}  // namespace puna
