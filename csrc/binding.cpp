@@ -52,7 +52,7 @@ void same_length(size_t length, std::initializer_list<size_t> others) {
 
 class Core {
  public:
-  Core(const std::string& path, int threads) : executor_(path, threads) {}
+  Core(const std::string& path, int threads, int cores, bool pin) : executor_(path, threads, cores, pin) {}
 
   int add_weight(const std::string& type, In1<uint8_t> raw, int64_t rows, int64_t width, bool matrix, bool integer) {
     nb::gil_scoped_release release;
@@ -147,7 +147,7 @@ NB_MODULE(_native, m) {
     return names;
   });
   nb::class_<Core>(m, "Core")
-      .def(nb::init<const std::string&, int>())
+      .def(nb::init<const std::string&, int, int, bool>())
       .def("add_weight", &Core::add_weight)
       .def("bind", &Core::bind)
       .def("step", &Core::step)
@@ -155,6 +155,7 @@ NB_MODULE(_native, m) {
       .def("progress", [](Core& c) { return c.executor().progress(); })
       .def("path", [](Core& c) { return std::string(c.executor().path()); })
       .def("threads", [](Core& c) { return c.executor().threads(); })
+      .def("engaged_threads", [](Core& c) { return c.executor().engaged_threads(); })
       .def("packed_bytes", [](Core& c) { return c.executor().packed_bytes(); })
       .def("break_batch_invariance", [](Core& c, bool broken) { c.executor().break_batch_invariance(broken); });
 }

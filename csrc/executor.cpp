@@ -24,9 +24,9 @@ const KernelTable* choose_path(const std::string& name) {
 
 }  // namespace
 
-Executor::Executor(const std::string& path, int threads)
+Executor::Executor(const std::string& path, int threads, int cores, bool pin)
     : kernels_(choose_path(path)),
-      pool_(std::clamp(threads, 1, 256)),
+      pool_(std::clamp(threads, 1, 256), cores, pin),
       sample_scratch_(static_cast<size_t>(pool_.threads())) {}
 
 int Executor::add_weight(const std::string& type_name, const uint8_t* raw, size_t bytes, int64_t rows, int64_t width,
@@ -109,6 +109,7 @@ size_t Executor::packed_bytes() const {
 
 void Executor::step(const StepView& view) {
   check(view);
+  const ThreadPool::Step awake(pool_);
   for (int64_t i = 0; i < view.moves_count; ++i) {
     kv_.move(view.moves + 3 * i);
     progress_->fetch_add(1, std::memory_order_relaxed);

@@ -74,8 +74,8 @@ struct StepView {
 
 class Executor {
  public:
-  // `threads` includes the caller. Throws std::invalid_argument for a path this machine cannot run.
-  Executor(const std::string& path, int threads);
+  // `threads`, `cores`, `pin`: see ThreadPool. Throws std::invalid_argument for a path this machine cannot run.
+  Executor(const std::string& path, int threads, int cores, bool pin);
 
   // Returns the weight's number. `matrix` packs it for `linear`; `integer` chooses the integer layouts.
   int add_weight(const std::string& type, const uint8_t* raw, size_t bytes, int64_t rows, int64_t width, bool matrix,
@@ -91,6 +91,7 @@ class Executor {
   uint64_t progress() const { return progress_->load(std::memory_order_relaxed); }
   const char* path() const { return kernels_->name; }
   int threads() const { return pool_.threads(); }
+  int engaged_threads() const { return pool_.engaged(); }
   size_t packed_bytes() const;
 
   // Testing aid: sums over K begin at a group chosen by the number of rows in the batch, which is exactly the mistake

@@ -12,6 +12,7 @@ import pytest
 from puna.errors import InputError
 from puna.kernels.batch import KVConfig, StepBatch, StepOutput
 from puna.kernels.cpu import NativeInterpreter, available_threads, paths
+from puna.kernels.cpu.threads import may_pin
 from puna.models.load import LoadedModel
 from tests.kernels.steps import rows, step
 
@@ -54,7 +55,8 @@ def assert_same_bits(found: list[StepOutput], wanted: list[StepOutput]) -> None:
 def test_one_two_three_and_eight_threads_give_the_same_bits(tiny: LoadedModel, isa: str, compute: str) -> None:
     outs = []
     for threads in (1, 2, 3, 8):
-        native = NativeInterpreter(tiny.program, tiny.weights, KV, isa=isa, threads=threads, compute=compute)
+        options = {"isa": isa, "threads": threads, "cores": threads, "compute": compute}
+        native = NativeInterpreter(tiny.program, tiny.weights, KV, **options)  # type: ignore[arg-type]
         assert native.threads == threads
         outs.append(run(native, mixed_steps(1)))
     for out in outs[1:]:
@@ -147,28 +149,51 @@ def test_the_fingerprint_names_weights_path_compute_and_cache(tiny: LoadedModel)
 
 
 CPUS = available_threads(Path("/nowhere"))
+NESTED = "0::/outer/inner\n"
+OLD = "3:cpu,cpuacct:/outer\n1:memory:/else\n"
 
 
 @pytest.mark.parametrize(
-    ("files", "wanted"),
+    ("groups", "files", "wanted"),
     [
-        ({}, CPUS),
-        ({"cpu.max": "max 100000\n"}, CPUS),
-        ({"cpu.max": "50000 100000\n"}, 1),
-        ({"cpu.max": "100000 100000\n"}, 1),
-        ({"cpu.max": "150000 100000\n"}, min(2, CPUS)),
-        ({"cpu.max": "10000000 100000\n"}, CPUS),
-        ({"cpu.max": "1000 100000\n"}, 1),
-        ({"cpu.max": "nonsense\n"}, CPUS),
-        ({"cpu.max": ""}, CPUS),
-        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, CPUS),
-        ({"cpu/cpu.cfs_quota_us": "60000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1),
-        ({"cpu/cpu.cfs_quota_us": "120000\n", "cpu/cpu.cfs_period_us": "100000\n"}, min(2, CPUS)),
-        ({"cpu/cpu.cfs_quota_us": "120000\n"}, CPUS),
+        (NESTED, {}, CPUS),
+        (NESTED, {"cpu.max": "max 100000\n"}, CPUS),
+        (NESTED, {"cpu.max": "50000 100000\n"}, 1),
+        (NESTED, {"outer/cpu.max": "100000 100000\n"}, 1),
+        (NESTED, {"outer/inner/cpu.max": "100000 100000\n", "outer/cpu.max": "max 100000\n"}, 1),
+        (NESTED, {"outer/inner/cpu.max": "max 100000\n", "outer/cpu.max": "40000 100000\n"}, 1),
+        (NESTED, {"outer/other/cpu.max": "100000 100000\n"}, CPUS),
+        (NESTED, {"outer/inner/cpu.max": "150000 100000\n"}, min(2, CPUS)),
+        (NESTED, {"cpu.max": "10000000 100000\n"}, CPUS),
+        (NESTED, {"cpu.max": "1000 100000\n"}, 1),
+        (NESTED, {"cpu.max": "nonsense\n"}, CPUS),
+        (NESTED, {"cpu.max": ""}, CPUS),
+        (NESTED, {"cpu.max": "1000 0\n"}, CPUS),
+        ("0::/\n", {"cpu.max": "100000 100000\n"}, 1),
+        ("", {"cpu.max": "100000 100000\n"}, CPUS),
+        (OLD, {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, CPUS),
+        (OLD, {"cpu/outer/cpu.cfs_quota_us": "60000\n", "cpu/outer/cpu.cfs_period_us": "100000\n"}, 1),
+        (OLD, {"cpu/else/cpu.cfs_quota_us": "60000\n", "cpu/else/cpu.cfs_period_us": "100000\n"}, CPUS),
+        (OLD, {"cpu/cpu.cfs_quota_us": "120000\n", "cpu/cpu.cfs_period_us": "100000\n"}, min(2, CPUS)),
+        (OLD, {"cpu/cpu.cfs_quota_us": "120000\n"}, CPUS),
     ],
 )
-def test_a_quota_of_the_control_group_bounds_the_threads(tmp_path: Path, files: dict[str, str], wanted: int) -> None:
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+def test_the_least_quota_of_the_control_groups_bounds_the_threads(
+    tmp_path: Path, groups: str, files: dict[str, str], wanted: int
+) -> None:
+    texts = {"proc/self/cgroup": groups} | {f"sys/fs/cgroup/{name}": text for name, text in files.items()}
+    for name, text in texts.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     assert available_threads(tmp_path) == wanted
+
+
+def test_threads_are_pinned_only_where_they_are_all_that_the_process_may_use(tmp_path: Path) -> None:
+    assert may_pin(CPUS, tmp_path)
+    assert not may_pin(CPUS + 1, tmp_path)
+    assert not may_pin(CPUS - 1, tmp_path)
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("0::/\n")
+    (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
+    (tmp_path / "sys/fs/cgroup/cpu.max").write_text("10000000 100000\n")
+    assert not may_pin(CPUS, tmp_path)

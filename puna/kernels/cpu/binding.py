@@ -16,7 +16,7 @@ import numpy.typing as npt
 from puna.errors import InputError, ModelFileError
 from puna.kernels import program as ops
 from puna.kernels.batch import KVConfig, StepBatch, StepOutput
-from puna.kernels.cpu.threads import available_threads
+from puna.kernels.cpu.threads import available_threads, may_pin
 from puna.kernels.tensor import RawTensor
 
 try:
@@ -43,6 +43,8 @@ class NativeInterpreter:
 
     `compute`: "int8" multiplies quantised matrices with activations rounded to int8 in groups of 32; "float32" decodes
     every weight to float32. `isa`: one of `paths()`, or "auto". `threads`: 0 takes all that this process may use.
+    `cores`: no more of them get work than this; 0 is as many as this process may use. `pin`: gives each worker a core of
+    its own, where that is wise.
     `progress`: uint64 array of one element, in shared memory say, that counts executed operators.
     """
 
@@ -55,6 +57,8 @@ class NativeInterpreter:
         kv: KVConfig,
         *,
         threads: int = 0,
+        cores: int = 0,
+        pin: bool = True,
         isa: str = "auto",
         compute: str = "int8",
         progress: npt.NDArray[np.uint64] | None = None,
@@ -63,8 +67,9 @@ class NativeInterpreter:
             raise InputError(f"compute is {compute!r}; it is 'int8' or 'float32'", param="compute")
         self.program = program
         self.kv = kv
+        threads = threads or available_threads()
         try:
-            self._core = _native.Core(isa, threads or available_threads())
+            self._core = _native.Core(isa, threads, cores or available_threads(), pin and may_pin(threads))
         except ValueError as error:
             raise InputError(str(error), param="isa") from None
         self._kept: list[Any] = []  # memory that the core reads: mapped weights, the shared counter
@@ -119,6 +124,11 @@ class NativeInterpreter:
     @property
     def threads(self) -> int:
         return int(self._core.threads())
+
+    @property
+    def engaged_threads(self) -> int:
+        """Threads that get work at present: fewer than `threads` where other processes need the cores."""
+        return int(self._core.engaged_threads())
 
     @property
     def packed_bytes(self) -> int:
