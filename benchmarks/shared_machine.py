@@ -1,9 +1,9 @@
 """What is left of decoding when the machine is shared: busy processes beside it, one core, a control group's quota.
 
 Every scenario decodes with the native core in a process of its own: alone; beside one and two processes that never
-sleep; on one core; under a quota of one CPU (where control groups can be made). Scenarios are interleaved and repeated. A
-line gives tokens a second, what is left of the figure it is compared with, and the least that should be left: what the
-other processes did not take, less 15 points. Run: python benchmarks/shared_machine.py --model smollm2
+sleep; on one core; under a quota of one CPU (where control groups can be made). Scenarios are interleaved and repeated.
+A line gives tokens a second, what is left of the figure it is compared with, and the least that should be left: what
+the other processes did not take, less 15 points. Run: python benchmarks/shared_machine.py --model smollm2
 """
 
 from __future__ import annotations

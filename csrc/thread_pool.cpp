@@ -59,8 +59,8 @@ struct ThreadPool::Turn {
 
   Turn() { meter.start(); }
 
-  // The system takes a core away in the middle of an item, and all wait for that item. So where somebody else wants the core
-  // it is given up between items, by a nap: that costs no claim to time, as a yield does.
+  // The system takes a core away in the middle of an item, and all wait for that item. So where somebody else wants the
+  // core it is given up between items, by a nap: that costs no claim to time, as a yield does.
   void end(std::atomic<int64_t>& lost_ns) {
     int64_t lost = meter.lost_ns();
     if (crowded) {
@@ -242,7 +242,8 @@ void ThreadPool::follow_caller() {
   }
 }
 
-// Somebody else keeps the caller's core busy, and all wait for the caller: it changes places with the worker that lost least.
+// Somebody else keeps the caller's core busy, and all wait for the caller: it changes places with the worker that lost
+// least.
 bool ThreadPool::leave_core() {
   size_t best = 0;
   int64_t least = lost_ns_ / 2;

@@ -69,9 +69,9 @@ class ThreadPool {
     int64_t grain = 1;
   };
 
-  // A thread's part of the job. `runs` holds those that nobody has begun: first in the low half, end in the high one. A run
-  // is claimed by changing the word, the owner from the front, others from the back; whoever claimed one may read `job`, which
-  // stays as it is until every claimed run is done. A word that is back at an old value is as good as new.
+  // A thread's part of the job. `runs` holds those that nobody has begun: first in the low half, end in the high one. A
+  // run is claimed by changing the word, the owner from the front, others from the back; whoever claimed one may read
+  // `job`, which stays as it is until every claimed run is done. A word that is back at an old value is as good as new.
   struct alignas(128) Part {
     std::atomic<uint64_t> runs{0};
     Job job;

@@ -48,6 +48,7 @@ def generate(
     threads: options.Threads = 0,
     compute: options.Compute = "int8",
     isa: options.Isa = "auto",
+    pin: options.Pin = True,
     max_model_len: options.MaxModelLen = None,
     kv_gib: options.KvGib = None,
     max_seqs: Annotated[
@@ -83,6 +84,7 @@ def generate(
         threads=threads,
         compute=compute,
         isa=isa,
+        pin=pin,
         max_model_len=max_model_len,
         kv_gib=kv_gib,
         max_seqs=max_seqs,

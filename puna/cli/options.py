@@ -56,6 +56,9 @@ Backend = Annotated[
     typer.Option("--backend", rich_help_panel=_ENGINE, help="cpu: the native core. reference: NumPy, slow, readable."),
 ]
 Threads = Annotated[int, typer.Option("--threads", rich_help_panel=_ENGINE, help="0: one a core.")]
+Pin = Annotated[
+    bool, typer.Option(rich_help_panel=_ENGINE, help="A core of its own for each thread, where no others need it.")
+]
 Compute = Annotated[
     str, typer.Option("--compute", rich_help_panel=_ENGINE, help="int8 (quick) or float32, for the native core.")
 ]

@@ -96,6 +96,7 @@ def build_interpreter(config: EngineConfig, model: LoadedModel, kv: KVConfig, pr
         model.weights,
         kv,
         threads=config.threads,
+        pin=config.pin,
         isa=config.isa,
         compute=config.compute,
         progress=progress,

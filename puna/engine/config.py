@@ -24,6 +24,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     model: a path, or a name that `puna.models.names.resolve` knows. backend "cpu" is the native one, "reference" NumPy.
     compute, isa, threads: the native backend's numeric path, instruction set and thread count (0: one a core).
+    pin: gives each of those threads a core of its own, where they are all that this process may use.
     kv_dtype, kv_bytes, swap_bytes, memory_share: type and size of the pool of keys and values, of the swap space beside
     it, and the share of free memory that a pool without a size may take.
     budget_tokens: tokens a step may compute (None: measured, so that a step stays under a quarter of a second).
@@ -37,6 +38,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     compute: Literal["int8", "float32"] = "int8"
     isa: str = "auto"
     threads: int = 0
+    pin: bool = True
     kv_dtype: Literal["f16", "bf16", "f32"] = "f16"
     kv_bytes: int | None = None
     swap_bytes: int = 0
@@ -80,6 +82,7 @@ def _check(c: EngineConfig) -> None:
             f"use {NATIVE_BLOCK}, or backend='reference'",
             param="block_size",
         )
+    _choice("pin", c.pin, (True, False))
     _choice("prefix_cache", c.prefix_cache, (True, False))
     _text("isa", c.isa)
     if c.record is not None:

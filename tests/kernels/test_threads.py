@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from dataclasses import fields
+import time
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from puna.errors import InputError
+from puna.errors import InputError, ModelFileError
 from puna.kernels.batch import KVConfig, StepBatch, StepOutput
 from puna.kernels.cpu import NativeInterpreter, available_threads, paths
 from puna.kernels.cpu.threads import may_pin
@@ -17,6 +19,7 @@ from puna.models.load import LoadedModel
 from tests.kernels.steps import rows, step
 
 KV = KVConfig(num_blocks=40, block_size=16)
+CPUS = available_threads(Path("/nowhere"))
 
 
 def mixed_steps(seed: int) -> list[StepBatch]:
@@ -125,6 +128,50 @@ def test_the_counter_moves_with_every_operator_also_in_shared_memory(tiny: Loade
     assert native.progress() >= before + len(tiny.program.body)
 
 
+def test_no_more_threads_get_work_than_there_are_cores(tiny: LoadedModel) -> None:
+    for cores, wanted in ((1, 1), (3, 3), (99, 8), (0, min(8, available_threads()))):
+        native = NativeInterpreter(tiny.program, tiny.weights, KV, threads=8, cores=cores)
+        assert (native.threads, native.engaged_threads) == (8, wanted)
+
+
+def test_an_idle_interpreter_lets_its_cores_rest(tiny: LoadedModel) -> None:
+    native = NativeInterpreter(tiny.program, tiny.weights, KV, threads=8, cores=8)
+    run(native, mixed_steps(1))
+    time.sleep(0.05)
+    before = time.process_time()
+    time.sleep(0.4)
+    assert time.process_time() - before < 0.2
+
+
+def one_cpu_threads() -> set[frozenset[int]]:
+    """Sets of CPUs of the threads of this process that may run on one only."""
+    sets = [frozenset(os.sched_getaffinity(int(task))) for task in os.listdir("/proc/self/task")]
+    return {cpus for cpus in sets if len(cpus) == 1}
+
+
+@pytest.mark.skipif(CPUS < 2 or not may_pin(CPUS), reason="needs two cores, no quota, and a system that pins")
+def test_workers_get_a_core_each_and_the_caller_keeps_its_own_mask(tiny: LoadedModel) -> None:
+    mask = os.sched_getaffinity(0)
+    free = NativeInterpreter(tiny.program, tiny.weights, KV, threads=CPUS, pin=False)
+    run(free, mixed_steps(1))
+    assert one_cpu_threads() == set()
+    pinned = NativeInterpreter(tiny.program, tiny.weights, KV, threads=CPUS)
+    run(pinned, mixed_steps(1))
+    assert len(one_cpu_threads()) == CPUS - 1
+    assert os.sched_getaffinity(0) == mask
+
+
+def test_what_fails_in_a_worker_is_said_by_the_caller(tiny: LoadedModel) -> None:
+    """A scale that no weight has, in the last rows, which a worker packs."""
+    name = next(n for n, w in tiny.weights.items() if w.type == "Q4_0")
+    bad = tiny.weights[name].data.copy()
+    bad[-18:-16] = (0x00, 0x7C)
+    weights = {**tiny.weights, name: replace(tiny.weights[name], data=bad)}
+    for threads in (1, 2, 8):
+        with pytest.raises(ModelFileError, match="a Q4_0 scale is too large or not a number"):
+            NativeInterpreter(tiny.program, weights, KV, threads=threads, cores=threads)
+
+
 def test_a_path_that_cannot_run_here_is_refused_with_those_that_can(tiny: LoadedModel) -> None:
     with pytest.raises(InputError, match=r"'sse9' cannot run here; this machine runs: auto, .*portable"):
         NativeInterpreter(tiny.program, tiny.weights, KV, isa="sse9")
@@ -148,7 +195,6 @@ def test_the_fingerprint_names_weights_path_compute_and_cache(tiny: LoadedModel)
     assert len({name(), changed, name(isa="portable"), name(compute="float32"), name(dtype="f32")}) == 5
 
 
-CPUS = available_threads(Path("/nowhere"))
 NESTED = "0::/outer/inner\n"
 OLD = "3:cpu,cpuacct:/outer\n1:memory:/else\n"
 

@@ -43,8 +43,8 @@ class NativeInterpreter:
 
     `compute`: "int8" multiplies quantised matrices with activations rounded to int8 in groups of 32; "float32" decodes
     every weight to float32. `isa`: one of `paths()`, or "auto". `threads`: 0 takes all that this process may use.
-    `cores`: no more of them get work than this; 0 is as many as this process may use. `pin`: gives each worker a core of
-    its own, where that is wise.
+    `cores`: no more of them get work than this; 0 is as many as this process may use. `pin`: gives each worker a core
+    of its own, where that is wise.
     `progress`: uint64 array of one element, in shared memory say, that counts executed operators.
     """
 
