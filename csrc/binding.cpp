@@ -11,6 +11,7 @@
 #include <tuple>
 
 #include "executor.hpp"
+#include "limits.hpp"
 
 namespace nb = nanobind;
 
@@ -146,6 +147,11 @@ NB_MODULE(_native, m) {
     for (int i = 0; i < paths.count; ++i) names.emplace_back(paths.tables[i]->name);
     return names;
   });
+  const nb::call_guard<nb::gil_scoped_release> unlocked;
+  m.def("read_bytes_per_second", &puna::read_bytes_per_second, unlocked);
+  m.def("operations_per_second", &puna::operations_per_second, unlocked);
+  m.def("barrier_seconds", &puna::barrier_seconds, unlocked);
+  m.def("dispatch_seconds", &puna::dispatch_seconds, unlocked);
   nb::class_<Core>(m, "Core")
       .def(nb::init<const std::string&, int, int, bool>())
       .def("add_weight", &Core::add_weight)

@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from puna import __version__
-from puna.cli import chat, doctor, generate, inspect, models, pull, replay, serve
+from puna.cli import bench, chat, doctor, generate, inspect, models, pull, replay, serve
 from puna.cli.plain import plain
 from puna.errors import PunaError
 
@@ -102,6 +102,7 @@ app.command("models")(models.models)
 app.command("inspect")(inspect.inspect)
 app.command("doctor")(doctor.doctor)
 app.command("replay")(replay.replay)
+app.add_typer(bench.app)
 
 
 def main() -> None:

@@ -79,18 +79,13 @@ def build_interpreter(config: EngineConfig, model: LoadedModel, kv: KVConfig, pr
 
         return ReferenceInterpreter(model.program, model.weights, kv)
     try:
-        from puna.kernels.cpu import NativeInterpreter, available_threads
+        from puna.kernels.cpu import NativeInterpreter
     except ImportError as error:
         raise EngineError(
             f"the native core cannot be imported ({error}); install Puna with its wheel, build it with "
             "`pip install .`, or use backend='reference' (NumPy, slow)"
         ) from error
-    if config.threads > (most := THREADS_A_CORE * available_threads()):
-        raise InputError(
-            f"threads is {config.threads}, but this process may use {available_threads()} cores, and threads without a "
-            f"core only wait for each other; use 0 (one a core) or up to {most}",
-            param="threads",
-        )
+    check_threads(config.threads)
     return NativeInterpreter(
         model.program,
         model.weights,
@@ -101,6 +96,18 @@ def build_interpreter(config: EngineConfig, model: LoadedModel, kv: KVConfig, pr
         compute=config.compute,
         progress=progress,
     )
+
+
+def check_threads(threads: int) -> None:
+    """InputError where so many threads would only wait for each other."""
+    from puna.kernels.cpu import available_threads
+
+    if threads > (most := THREADS_A_CORE * available_threads()):
+        raise InputError(
+            f"threads is {threads}, but this process may use {available_threads()} cores, and threads without a "
+            f"core only wait for each other; use 0 (one a core) or up to {most}",
+            param="threads",
+        )
 
 
 def measure_budget(interpreter: Interpreter, max_model_len: int) -> int:

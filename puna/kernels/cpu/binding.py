@@ -38,6 +38,16 @@ def paths() -> list[str]:
     return list(_native.paths())
 
 
+def settled_path(isa: str) -> str:
+    """The path that `isa` stands for here; InputError where this machine cannot run it."""
+    known = paths()
+    if isa != "auto" and isa not in known:
+        raise InputError(
+            f"instruction path {isa!r} cannot run here; this machine runs: auto, {', '.join(known)}", param="isa"
+        )
+    return known[0] if isa == "auto" else isa
+
+
 class NativeInterpreter:
     """See `puna.kernels.batch.Interpreter`.
 

@@ -1,0 +1,1 @@
+"""Measuring: workloads, the machine's limits, kernels, and what else ran meanwhile. `puna bench` prints it."""

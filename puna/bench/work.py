@@ -1,0 +1,81 @@
+"""What operators have to do at the least: bytes to read and write, operations to carry out, on which operands.
+
+Counted from the program, the shape of a step and the size of the packed weights, as if every byte went through once.
+Knows nothing of how the kernels do it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from puna.bench.steps import StepShape
+from puna.engine.config import EngineConfig
+from puna.kernels.program import Attend, Linear, Op, StoreKV
+from puna.models.load import LoadedModel
+
+FLOAT_BYTES = 4
+CACHE_BYTES = {"f32": 4, "bf16": 2, "f16": 2, "i8": 1, "int8": 1}
+FLOAT_TYPES = ("F32", "F16", "BF16")
+
+
+@dataclass(frozen=True)
+class Work:
+    """`moved_bytes`: read and written. `working_bytes`: those that are touched before one of them is touched again,
+    which decides the cache that they come from: weights and cached keys come by once a step, the rows that operators
+    hand to each other stay. `operand`: what most operations are on, as in puna/bench/limits.py."""
+
+    moved_bytes: float
+    operations: float
+    operand: str
+    working_bytes: float
+
+    def __add__(self, other: Work) -> Work:
+        larger = self if self.operations >= other.operations else other
+        return Work(
+            self.moved_bytes + other.moved_bytes,
+            self.operations + other.operations,
+            larger.operand,
+            self.working_bytes + other.working_bytes,
+        )
+
+
+def kind_of(op: Op) -> str:
+    """Operators of one kind do the same in different layers: "attention.query" of a weight, or the operator's name."""
+    weight = getattr(op, "weight", None)
+    parts = weight.split(".") if isinstance(weight, str) else []
+    if len(parts) > 2 and parts[0] == "layers":
+        return ".".join(parts[2:])
+    where = getattr(op, "buffer", None)
+    return f"{type(op).__name__.lower()} {where}" if isinstance(where, str) else type(op).__name__.lower()
+
+
+def work_of(ops: list[Op], model: LoadedModel, config: EngineConfig, shape: StepShape, packed_bytes: float) -> Work:
+    """Of `ops` in a step of that shape. `packed_bytes`: of their weights."""
+    works = [_work(op, model, config, shape) for op in ops]
+    passing = [work.moved_bytes for op, work in zip(ops, works, strict=True) if isinstance(op, Attend)]
+    staying = [work.moved_bytes for op, work in zip(ops, works, strict=True) if not isinstance(op, Attend)]
+    total = sum(works, Work(packed_bytes, 0, "f32", 0.0))
+    return replace(total, working_bytes=packed_bytes + sum(passing) + max(staying, default=0.0))
+
+
+def _work(op: Op, model: LoadedModel, config: EngineConfig, shape: StepShape) -> Work:
+    widths, rows = model.program.buffers, shape.tokens
+    if isinstance(op, Linear):
+        read, written = widths[op.src], widths[op.out]
+        integer = config.compute == "int8" and model.weights[op.weight].type not in FLOAT_TYPES
+        moved = rows * (read * (1 if integer else FLOAT_BYTES) + written * FLOAT_BYTES)
+        return Work(moved, 2.0 * rows * read * written, "int8" if integer else "f32", moved)
+    if isinstance(op, Attend):
+        element = CACHE_BYTES[config.kv_dtype]
+        # Each sequence's keys and values once, however many of its tokens look at them.
+        cached = shape.sequences * (shape.cached_len + shape.new_len) * 2 * op.kv_heads * op.head_dim * element
+        return Work(cached, 4.0 * shape.seen_keys * op.heads * op.head_dim, "f32", cached)
+    if isinstance(op, StoreKV):
+        width = widths[op.key] + widths[op.value]
+        moved = rows * width * (FLOAT_BYTES + CACHE_BYTES[config.kv_dtype])
+        return Work(moved, 0, "f32", moved)
+    names = [getattr(op, field) for field in ("src", "out", "gate", "up", "buffer") if hasattr(op, field)]
+    moved = sum(rows * widths[name] * FLOAT_BYTES for name in names)
+    if hasattr(op, "buffer"):
+        moved *= 2  # in place: read and written
+    return Work(moved, 0, "f32", moved)

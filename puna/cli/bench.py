@@ -1,0 +1,230 @@
+"""`puna bench`: how quick this machine is with a model, and how near its kernels come to what the machine can do.
+
+Parses and calls; measuring is in puna/bench, tables are in bench_tables.py. Prompts are random and all different, no
+answer ends early, and every figure is a median over repetitions with the least and the most beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from puna.cli import options
+from puna.errors import InputError
+
+if TYPE_CHECKING:
+    from puna.bench.figures import KernelReport, Report
+    from puna.bench.workload import Workload
+
+app = typer.Typer(
+    name="bench",
+    help="Measure speed: of one stream, of many at once, of reading prompts, of every kernel.",
+    no_args_is_help=True,
+)
+
+Repeats = Annotated[int, typer.Option("--repeats", "-r", min=1, max=1000, help="Repetitions of every measurement.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write everything that was measured to this file.")]
+InputLen = Annotated[int, typer.Option("--input-len", "-i", help="Tokens of each prompt.")]
+OutputLen = Annotated[int, typer.Option("--output-len", "-o", help="Tokens of each answer.")]
+Url = Annotated[
+    str | None, typer.Option("--url", help="Measure a server instead, at http://HOST:PORT, in OpenAI's shapes.")
+]
+ApiKey = Annotated[str | None, typer.Option("--api-key", envvar="PUNA_API_KEY", help="For --url.")]
+MaxSeqs = Annotated[int, typer.Option("--max-seqs", rich_help_panel="Engine", help="Most sequences computed at once.")]
+
+
+@app.command()
+def latency(
+    input_len: InputLen = 128,
+    output_len: OutputLen = 128,
+    repeats: Repeats = 5,
+    json: JsonFile = None,
+    url: Url = None,
+    api_key: ApiKey = None,
+    model: options.Model = options.DEFAULT_MODEL,
+    backend: options.Backend = "cpu",
+    threads: options.Threads = 0,
+    compute: options.Compute = "int8",
+    isa: options.Isa = "auto",
+    max_model_len: options.MaxModelLen = None,
+    kv_gib: options.KvGib = None,
+) -> None:
+    """One stream: time to its first token, time between tokens, tokens a second."""
+    if output_len < 2:
+        raise typer.BadParameter("is 2 at least: there is no time between fewer tokens", param_hint="--output-len")
+    workload = _workload(input_len=input_len, output_len=output_len)
+    config = options.engine_config(
+        model,
+        backend=backend,
+        threads=threads,
+        compute=compute,
+        isa=isa,
+        max_model_len=max_model_len,
+        kv_gib=kv_gib,
+    )
+
+    from puna.bench.figures import latency_of
+    from puna.cli.bench_run import open_bench
+    from puna.cli.bench_tables import print_latency
+
+    with _written(json), open_bench(config, url, api_key) as bench:
+        runs = bench.run([workload], repeats)[0]
+        report = bench.report(workload=workload, latency=latency_of(runs))
+    _finish(report, json)
+    print_latency(report)
+
+
+@app.command()
+def throughput(
+    sequences: Annotated[int, typer.Option("--sequences", "-s", help="Sequences at once.")] = 32,
+    input_len: InputLen = 128,
+    output_len: OutputLen = 128,
+    shared_len: Annotated[int, typer.Option("--shared-len", help="Tokens that all prompts begin with, besides.")] = 0,
+    temperature: options.Temperature = 0.0,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    min_p: options.MinP = None,
+    seed: Annotated[int, typer.Option("--seed", rich_help_panel="Sampling", help="Row i draws with seed + i.")] = 1,
+    repeats: Repeats = 3,
+    json: JsonFile = None,
+    url: Url = None,
+    api_key: ApiKey = None,
+    model: options.Model = options.DEFAULT_MODEL,
+    backend: options.Backend = "cpu",
+    threads: options.Threads = 0,
+    compute: options.Compute = "int8",
+    isa: options.Isa = "auto",
+    max_model_len: options.MaxModelLen = None,
+    kv_gib: options.KvGib = None,
+    max_seqs: MaxSeqs = 64,
+) -> None:
+    """Many sequences at once: output tokens a second, and how long first tokens take."""
+    workload = _workload(
+        sequences=sequences,
+        input_len=input_len,
+        output_len=output_len,
+        shared_len=shared_len,
+        temperature=temperature,
+        top_p=1.0 if top_p is None else top_p,
+        top_k=top_k or 0,
+        min_p=min_p or 0.0,
+        seed=seed,
+    )
+    config = options.engine_config(
+        model,
+        backend=backend,
+        threads=threads,
+        compute=compute,
+        isa=isa,
+        max_model_len=max_model_len,
+        kv_gib=kv_gib,
+        max_seqs=max_seqs,
+    )
+
+    from puna.bench.figures import throughput_of
+    from puna.cli.bench_run import open_bench
+    from puna.cli.bench_tables import print_throughput
+
+    with _written(json), open_bench(config, url, api_key) as bench:
+        runs = bench.run([workload], repeats)[0]
+        report = bench.report(workload=workload, throughput=throughput_of(workload, runs))
+    _finish(report, json)
+    print_throughput(report)
+
+
+@app.command()
+def prefill(
+    lengths: Annotated[
+        str, typer.Option("--lengths", "-l", help="Tokens of the prompts, as 128,512.")
+    ] = "128,512,2048",
+    repeats: Repeats = 5,
+    json: JsonFile = None,
+    url: Url = None,
+    api_key: ApiKey = None,
+    model: options.Model = options.DEFAULT_MODEL,
+    backend: options.Backend = "cpu",
+    threads: options.Threads = 0,
+    compute: options.Compute = "int8",
+    isa: options.Isa = "auto",
+    max_model_len: options.MaxModelLen = None,
+    kv_gib: options.KvGib = None,
+) -> None:
+    """Reading prompts: tokens a second until the first token of the answer, by length."""
+    try:
+        wanted = [int(part) for part in lengths.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{lengths!r} is not a list of numbers as 128,512", param_hint="--lengths") from None
+    workloads = [_workload(named="lengths", input_len=length, output_len=1) for length in wanted]
+    config = options.engine_config(
+        model,
+        backend=backend,
+        threads=threads,
+        compute=compute,
+        isa=isa,
+        max_model_len=max_model_len,
+        kv_gib=kv_gib,
+    )
+
+    from puna.bench.figures import prefill_of
+    from puna.cli.bench_run import open_bench
+    from puna.cli.bench_tables import print_prefill
+
+    with _written(json), open_bench(config, url, api_key) as bench:
+        all_runs = bench.run(workloads, repeats)
+        report = bench.report(prefill=[prefill_of(length, runs) for length, runs in zip(wanted, all_runs, strict=True)])
+    _finish(report, json)
+    print_prefill(report)
+
+
+@app.command()
+def kernels(
+    json: JsonFile = None,
+    model: options.Model = options.DEFAULT_MODEL,
+    threads: options.Threads = 0,
+    compute: options.Compute = "int8",
+    isa: options.Isa = "auto",
+) -> None:
+    """Every native kernel at the model's shapes, beside the limits of this machine, measured in the same run."""
+    config = options.engine_config(model, threads=threads, compute=compute, isa=isa)
+
+    from puna.cli.bench_run import run_kernels
+    from puna.cli.bench_tables import print_kernels
+
+    with _written(json):
+        report = run_kernels(config)
+    _finish(report, json)
+    print_kernels(report)
+
+
+def _workload(*, named: str | None = None, **fields: float) -> Workload:
+    """Wrong usage (exit code 2) where a field is out of range; `named` is the option, where not the field's name."""
+    from puna.bench.workload import Workload
+
+    try:
+        workload = Workload(**fields)  # type: ignore[arg-type]
+        workload.params(0)
+    except InputError as error:
+        raise options.wrong_usage(InputError(str(error), param=named or error.param)) from None
+    return workload
+
+
+@contextmanager
+def _written(path: Path | None) -> Iterator[None]:
+    """Finds out before minutes of measuring whether the file can be written."""
+    if path is not None:
+        try:
+            path.open("ab").close()
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error.strerror}") from error
+    yield
+
+
+def _finish(report: Report | KernelReport, path: Path | None) -> None:
+    if path is not None:
+        import msgspec
+
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
