@@ -36,7 +36,6 @@ int Executor::add_weight(const std::string& type_name, const uint8_t* raw, size_
     throw std::invalid_argument("the bytes of a weight do not match its shape");
   auto weight = std::make_unique<Weight>();
   weight->type = type;
-  weight->raw = raw;
   weight->rows = rows;
   weight->width = width;
   if (matrix) {
@@ -45,14 +44,16 @@ int Executor::add_weight(const std::string& type_name, const uint8_t* raw, size_
     m.out_features = rows;
     m.in_features = width;
     m.panel_bytes = panel_bytes(m.layout, width);
-    weight->panels = Region(m.panel_bytes * static_cast<size_t>(m.panel_count()));
-    m.panels = weight->panels.data();
+    uint8_t* panels = panels_.allocate(m.packed_bytes());
+    m.panels = panels;
     pool_.run(m.panel_count(), 4, [&](int64_t first, int64_t last, int) {
-      pack_panels(type, m.layout, raw, rows, width, first, last, weight->panels.data());
+      pack_panels(type, m.layout, raw, rows, width, first, last, panels);
     });
   } else if (rows == 1) {
     weight->vector.resize(static_cast<size_t>(width));
     decode_row(type, raw, width, weight->vector.data());
+  } else {
+    weight->raw = raw;
   }
   weights_.push_back(std::move(weight));
   return static_cast<int>(weights_.size()) - 1;
@@ -103,7 +104,7 @@ void Executor::plan(std::vector<Op>& ops) {
 
 size_t Executor::packed_bytes() const {
   size_t total = 0;
-  for (const auto& weight : weights_) total += weight->panels.size() + weight->vector.size() * sizeof(float);
+  for (const auto& weight : weights_) total += weight->matrix.packed_bytes() + weight->vector.size() * sizeof(float);
   return total;
 }
 
@@ -235,13 +236,16 @@ void Executor::run(const Op& op, std::vector<std::vector<float>>& buffers, int64
 
 void Executor::embed(const Op& op, float* out, int64_t rows, const StepView& view, bool positions) {
   const Weight& weight = *weights_[static_cast<size_t>(op.ints[1])];
-  const size_t stride = row_bytes(weight.type, weight.width);
+  const auto read = [&](int64_t row, float* to) {
+    if (weight.matrix.panels) return unpack_row(weight.matrix, row, to);
+    if (!weight.raw) return static_cast<void>(std::copy(weight.vector.begin(), weight.vector.end(), to));
+    decode_row(weight.type, weight.raw + static_cast<size_t>(row) * row_bytes(weight.type, weight.width), weight.width, to);
+  };
   each_row(rows, [&](int64_t t) {
     const int64_t row = positions ? view.positions[t] + op.ints[2] : view.token_ids[t];
-    const uint8_t* raw = weight.raw + static_cast<size_t>(row) * stride;
-    if (!positions) return decode_row(weight.type, raw, weight.width, out + t * weight.width);
+    if (!positions) return read(row, out + t * weight.width);
     std::vector<float> values(static_cast<size_t>(weight.width));
-    decode_row(weight.type, raw, weight.width, values.data());
+    read(row, values.data());
     kernels_->add(values.data(), out + t * weight.width, weight.width);
   });
 }

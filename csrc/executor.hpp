@@ -48,11 +48,10 @@ struct Op {
 
 struct Weight {
   FileType type;
-  const uint8_t* raw;  // stays valid: the caller keeps the file mapped
+  const uint8_t* raw = nullptr;  // of weights that are read row by row and not packed; the caller keeps the file mapped
   int64_t rows;
   int64_t width;
   Matrix matrix;              // of weights used by `linear`
-  Region panels;
   std::vector<float> vector;  // of weights used as vectors
 };
 
@@ -127,6 +126,7 @@ class Executor {
 
   const KernelTable* kernels_;
   ThreadPool pool_;
+  Arena panels_;
   std::vector<std::unique_ptr<Weight>> weights_;
   std::vector<int64_t> widths_;
   std::vector<Op> body_;

@@ -21,6 +21,7 @@ struct Matrix {
   size_t panel_bytes = 0;
   int64_t groups() const { return (in_features + GROUP - 1) / GROUP; }
   int64_t panel_count() const { return (out_features + PANEL - 1) / PANEL; }
+  size_t packed_bytes() const { return panel_bytes * static_cast<size_t>(panel_count()); }
 };
 
 // Rows rounded to integers in groups of 32 (quantize.hpp). A group's value is scale * q or, where `wide` is set,

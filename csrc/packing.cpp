@@ -69,6 +69,27 @@ void pack_q8_row(const uint8_t* row, int64_t groups, int lane, uint8_t* panel) {
   }
 }
 
+void unpack_q4_row(const uint8_t* panel, int64_t groups, int lane, float* out) {
+  for (int64_t g = 0; g < groups; ++g, panel += Q4_GROUP_BYTES, out += GROUP) {
+    const float scale = half_to_float(read_u16(panel + 2 * lane));
+    const float minimum = half_to_float(read_u16(panel + 2 * PANEL + 2 * lane));
+    const uint8_t* chunks = panel + 4 * PANEL + lane / 16 * 256 + 4 * (lane % 16);
+    for (int k = 0; k < GROUP / 2; ++k) {
+      const uint8_t byte = chunks[64 * (k / 4) + k % 4];
+      out[k] = scale * static_cast<float>(byte & 15) + minimum;
+      out[GROUP / 2 + k] = scale * static_cast<float>(byte >> 4) + minimum;
+    }
+  }
+}
+
+void unpack_q8_row(const uint8_t* panel, int64_t groups, int lane, float* out) {
+  for (int64_t g = 0; g < groups; ++g, panel += Q8_GROUP_BYTES, out += GROUP) {
+    const float scale = half_to_float(read_u16(panel + 2 * lane));
+    const uint8_t* chunks = panel + 2 * PANEL + lane / 16 * 512 + 4 * (lane % 16);
+    for (int k = 0; k < GROUP; ++k) out[k] = scale * static_cast<float>(chunks[64 * (k / 4) + k % 4] - 128);
+  }
+}
+
 }  // namespace
 
 FileType file_type(const std::string& name) {
@@ -158,6 +179,19 @@ void pack_panels(FileType type, Layout layout, const uint8_t* data, int64_t out_
         for (int64_t k = 0; k < in_features; ++k) values[k * PANEL + lane] = row[static_cast<size_t>(k)];
       }
     }
+  }
+}
+
+void unpack_row(const Matrix& matrix, int64_t row, float* out) {
+  const uint8_t* panel = matrix.panels + static_cast<size_t>(row / PANEL) * matrix.panel_bytes;
+  const int lane = static_cast<int>(row % PANEL);
+  switch (matrix.layout) {
+    case Layout::q4: return unpack_q4_row(panel, matrix.groups(), lane, out);
+    case Layout::q8: return unpack_q8_row(panel, matrix.groups(), lane, out);
+    case Layout::float32:
+      for (int64_t k = 0; k < matrix.in_features; ++k)
+        std::memcpy(out + k, panel + sizeof(float) * static_cast<size_t>(k * PANEL + lane), sizeof(float));
+      return;
   }
 }
 

@@ -43,4 +43,7 @@ size_t panel_bytes(Layout layout, int64_t in_features);
 void pack_panels(FileType type, Layout layout, const uint8_t* data, int64_t out_features, int64_t in_features,
                  int64_t first, int64_t last, uint8_t* out);
 
+// Decodes row `row` of a packed matrix: to the bit what decode_row makes of the row that was packed.
+void unpack_row(const Matrix& matrix, int64_t row, float* out);
+
 }  // namespace puna

@@ -46,6 +46,7 @@ def open_backend(config: EngineConfig, progress: U64 | None = None) -> Backend:
     model = load_model(resolve(config.model))
     memory = plan_memory(config, model.program, model.weights, model.spec.context_length, memory_limits())
     interpreter = build_interpreter(config, model, memory.kv, progress)
+    model.file.release_pages()
     budget = config.budget_tokens or measure_budget(interpreter, memory.max_model_len)
     settled = msgspec.structs.replace(config, max_model_len=memory.max_model_len, budget_tokens=budget)
     return Backend(settled, model, interpreter, memory)
@@ -119,8 +120,8 @@ def measure_budget(interpreter: Interpreter, max_model_len: int) -> int:
     tokens = min(16, room)
     _timed_step(interpreter, tokens)  # first touch of the weights
     seconds = _timed_step(interpreter, tokens)
-    while tokens < min(256, room) and seconds < STEP_SECONDS / 3:
-        tokens = min(tokens * 4, 256, room)
+    if tokens < room and seconds < STEP_SECONDS / 6:
+        tokens = min(64, room)  # a matrix product costs a token no less from here on
         seconds = _timed_step(interpreter, tokens)
     seconds = min(seconds, _timed_step(interpreter, tokens))  # a neighbour may have slowed one of them
     budget = int(tokens * STEP_SECONDS / max(seconds, 1e-6)) // 16 * 16

@@ -61,7 +61,6 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: str  # of everything that decides the bits of an answer
     vocab_size: int
     max_model_len: int
-    eos_token_ids: list[int]
     num_blocks: int
     block_size: int
     batch_invariant: bool

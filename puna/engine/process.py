@@ -151,7 +151,6 @@ def _info(engine: Engine) -> EngineInfo:
         fingerprint=interpreter.fingerprint,
         vocab_size=model.program.vocab_size,
         max_model_len=engine.max_model_len,
-        eos_token_ids=list(model.tokenizer.eos_ids),
         num_blocks=memory.kv.num_blocks,
         block_size=memory.kv.block_size,
         batch_invariant=interpreter.batch_invariant,

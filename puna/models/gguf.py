@@ -46,6 +46,15 @@ class GgufFile:
     def fail(self, message: str) -> NoReturn:
         raise ModelFileError(f"{self.path}: {clipped(message, 1500)}")
 
+    def release_pages(self) -> None:
+        """Gives back the memory of what was read so far; what is needed again comes from the system's cache of files.
+
+        For when the weights were packed: the file's bytes would stay in memory beside what was made of them.
+        """
+        mapped = self.content.obj
+        if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)
+
     def string(self, key: str, default: str | None = None) -> str:
         value = self._value(key, default)
         if not isinstance(value, str):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -52,7 +52,7 @@ class Tokenizer:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         """Raises ValueError where merges name tokens that are not in the vocabulary."""
-        self._vocabulary = vocabulary
+        self._vocabulary = replace(vocabulary, merges=())  # the encoder has its own copy, of eight megabytes
         self.vocab_size = len(vocabulary.texts)
         self.bos_id = vocabulary.bos_id
         self.eos_ids = vocabulary.eos_ids

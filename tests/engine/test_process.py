@@ -88,7 +88,7 @@ def test_answers_are_those_of_an_engine_in_this_process(make_config: Config) -> 
 def test_the_engine_tells_of_itself_when_it_is_ready(make_config: Config) -> None:
     async def scenario(client: EngineClient) -> None:
         info = client.info
-        assert (info.vocab_size, info.max_model_len, info.eos_token_ids[0]) == (300, 256, 2)
+        assert (info.vocab_size, info.max_model_len) == (300, 256)
         assert info.pid != os.getpid()
         assert info.fingerprint
         assert info.config.budget_tokens == 64
