@@ -157,7 +157,8 @@ double barrier_seconds(int threads, double seconds) {
 }
 
 double dispatch_seconds(int threads, double seconds) {
-  ThreadPool pool(threads);
+  ThreadPool pool(threads, threads, true);
+  const ThreadPool::Step awake(pool);
   auto nothing = [](int64_t, int64_t, int) {};
   for (int i = 0; i < ROUNDS_BETWEEN_CLOCKS; ++i) pool.run(threads, 1, nothing);
   const Clock::time_point start = Clock::now();

@@ -21,7 +21,7 @@ double operations_per_second(const std::string& path, int threads, const std::st
 // Seconds from the last thread's arrival at a spinning barrier to the next: the least that any meeting can cost.
 double barrier_seconds(int threads, double seconds);
 
-// Seconds that handing an empty job to the core's own pool and waiting for its end take.
+// Seconds that handing an empty job to the core's own pool and waiting for its end take, within a step.
 double dispatch_seconds(int threads, double seconds);
 
 }  // namespace puna

@@ -50,7 +50,9 @@ def known_commands() -> dict[str, set[str]]:
     common = {"-h", "--help"} | {name for parameter in group.params for name in parameter.opts}
     commands = {"": common}
     for name, command in getattr(group, "commands").items():  # noqa: B009
-        names = {n for parameter in command.params for n in (*parameter.opts, *parameter.secondary_opts)}
+        commands_of_it = [command, *getattr(command, "commands", {}).values()]  # `bench` has commands of its own
+        parameters = [parameter for each in commands_of_it for parameter in each.params]
+        names = {n for parameter in parameters for n in (*parameter.opts, *parameter.secondary_opts)}
         commands[name] = common | {n for n in names if n.startswith("-")}
     return commands
 

@@ -132,6 +132,7 @@ def _measure_steps(model: LoadedModel, config: EngineConfig, limits: MachineLimi
         model.weights,
         _pool(config),
         threads=config.threads,
+        pin=config.pin,
         isa=config.isa,
         compute=config.compute,
     )
@@ -182,6 +183,7 @@ def _interpreter(
         weights,
         _pool(config),
         threads=config.threads,
+        pin=config.pin,
         isa=config.isa,
         compute=config.compute,
     )
