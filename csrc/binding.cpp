@@ -118,8 +118,16 @@ class Core {
     view.out = {tokens.data(), logprob.data(), rank.data(), top_ids.data(), top_logprobs.data(),
                 static_cast<int64_t>(top_ids.shape(1))};
     view.logits = logits.shape(0) == count && count > 0 ? logits.data() : nullptr;
+    last_ = view;
     nb::gil_scoped_release release;
     executor_.step(view);
+  }
+
+  // The step before once more, on the same arrays with new numbers in them. The caller has kept all of them alive.
+  void step_again() {
+    if (!last_.query_start) throw std::invalid_argument("there was no step before");
+    nb::gil_scoped_release release;
+    executor_.step(last_);
   }
 
   // The counter lives in `shared` (8 bytes that the caller keeps alive, in shared memory say) from now on.
@@ -133,7 +141,15 @@ class Core {
 
  private:
   Executor executor_;
+  StepView last_{};
 };
+
+// Arrays are taken as they are or not at all: a converted copy would be gone before `step_again` reads it.
+template <class... Args>
+void def_step(nb::class_<Core>& core, void (Core::*step)(Args...)) {
+  const auto as_it_is = [](auto*) { return nb::arg().noconvert(); };
+  core.def("step", step, as_it_is(static_cast<Args*>(nullptr))...);
+}
 
 }  // namespace
 
@@ -152,11 +168,12 @@ NB_MODULE(_native, m) {
   m.def("operations_per_second", &puna::operations_per_second, unlocked);
   m.def("barrier_seconds", &puna::barrier_seconds, unlocked);
   m.def("dispatch_seconds", &puna::dispatch_seconds, unlocked);
-  nb::class_<Core>(m, "Core")
-      .def(nb::init<const std::string&, int, int, bool>())
+  nb::class_<Core> core(m, "Core");
+  puna::def_step(core, &Core::step);
+  core.def(nb::init<const std::string&, int, int, bool>())
       .def("add_weight", &Core::add_weight)
       .def("bind", &Core::bind)
-      .def("step", &Core::step)
+      .def("step_again", &Core::step_again)
       .def("set_progress", &Core::set_progress)
       .def("progress", [](Core& c) { return c.executor().progress(); })
       .def("path", [](Core& c) { return std::string(c.executor().path()); })

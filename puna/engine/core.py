@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from puna.engine.backend import Backend, open_backend
 from puna.engine.config import EngineConfig
 from puna.engine.door import DoorLimits, check_request
 from puna.engine.entry import StreamMaker
 from puna.engine.live import LiveRequest, Sample, Stream, position_logprobs
+from puna.engine.news import Roster, StepNews
 from puna.engine.params import EngineRequest, FinishReason, SampleUpdate
 from puna.engine.record import StepRecorder, open_recorder
 from puna.engine.runner import PreparedStep, Runner
 from puna.engine.stats import EngineCounters, EngineStats
 from puna.errors import InputError
-from puna.kernels.batch import GREEDY_BELOW, NO_TOKEN, U64, StepOutput
+from puna.kernels.batch import GREEDY_BELOW, I32, NO_TOKEN, U64, StepOutput
 from puna.sched.config import SchedulerConfig
 from puna.sched.fcfs import Fcfs
 from puna.sched.policy import Policy
@@ -58,6 +60,8 @@ class Engine:
         self._live: dict[str, LiveRequest] = {}
         self._outbox: list[SampleUpdate] = []
         self._maker = StreamMaker(self.limits)
+        self._decoding: _Decoding | None = None
+        self._last_drawn: I32 | None = None
 
     @property
     def has_work(self) -> bool:
@@ -110,28 +114,30 @@ class Engine:
                 if index in (None, sample.index):
                     self._end(stream, sample, "abort")
 
-    def step(self) -> list[SampleUpdate]:
-        """Runs one step and returns what it brought, in order of the scheduler's rows."""
-        updates, self._outbox = self._outbox, []
+    def step(self) -> StepNews:
+        """Runs one step and returns what it brought."""
+        outbox, self._outbox = self._outbox, []
         clock, begun = time.perf_counter, time.perf_counter()
         now = self._clock()
         step = self.scheduler.schedule(now)
         scheduled = clock()
         for sequence in (*step.impossible, *step.shed):
-            updates += self._give_up(sequence)
+            outbox += self._give_up(sequence)
         if not step.rows and not step.moves:
-            return updates
+            return StepNews(outbox)
         try:
-            prepared = self._runner.prepare(step)
+            prepared = self._runner.prepare(step, self._last_drawn)
             owners = self._owners(step) if self._recorder is not None else []
             ready = clock()
             output = self.backend.interpreter.step(prepared.batch)
             ran = clock()
         except BaseException:
+            self._last_drawn = None
             self.scheduler.abandon(step)
             raise
+        self._last_drawn = output.tokens if prepared.one_each else None
         self.scheduler.commit(step, now)
-        updates += self._deliver(prepared, output, now)
+        news = self._deliver(step, prepared, output, now, outbox)
         if self._recorder is not None:
             self._recorder.write(step, prepared, owners, output)
         counters = self.counters
@@ -141,7 +147,7 @@ class Engine:
         counters.prepare_s += ready - scheduled
         counters.forward_s += ran - ready
         counters.deliver_s += clock() - ran
-        return updates
+        return news
 
     @property
     def recording_failure(self) -> OSError | None:
@@ -169,7 +175,14 @@ class Engine:
         samples = [self._runner.stream_of(row.sequence).samples for row in step.rows]
         return [(those[0].request_id, [sample.index for sample in those]) for those in samples]
 
-    def _deliver(self, prepared: PreparedStep, output: StepOutput, now: float) -> list[SampleUpdate]:
+    def _deliver(
+        self, step: ScheduledStep, prepared: PreparedStep, output: StepOutput, now: float, updates: list[SampleUpdate]
+    ) -> StepNews:
+        if prepared.one_each:
+            if self._decoding is None or self._decoding.prepared is not prepared:
+                self._decoding = self._new_decoding(prepared)
+            if self._decoding is not None:
+                return self._deliver_column(self._decoding, step, output, now, updates)
         prepared.collect_scores(output)
         for scored, *_ in prepared.scored:
             scored.sequence.reuse_prefix = scored.scores is None or scored.scores.complete
@@ -177,18 +190,44 @@ class Engine:
             if sample is stream.samples[0] and not sample.started:
                 self.counters.cached_tokens += stream.sequence.cached_len
         places = self._fork(prepared, now)
-        updates = []
         tokens = output.tokens[: len(prepared.drawn)].tolist()  # scored rows stand behind the drawn ones
         for s, ((_, sample), token) in enumerate(zip(prepared.drawn, tokens, strict=True)):
-            if token == NO_TOKEN:
-                updates.append(_update(sample, [], finish_reason="error", error=NOT_NUMBERS))
-                self._end(places[sample], sample, "error")
-            else:
-                updates.append(self._draw(places[sample], sample, token, output, s, now))
+            if token != NO_TOKEN:
+                self.scheduler.append(places[sample].sequence, token, now)
+            updates.append(self._drawn(places[sample], sample, token, output, s))
         for _, sample, reason in prepared.faults:
             updates.append(_update(sample, [], finish_reason="error", error=reason))
             self._end(places[sample], sample, "error")
-        return updates
+        return StepNews(updates)
+
+    def _new_decoding(self, prepared: PreparedStep) -> _Decoding | None:
+        """None where a sample has its first token in this step: that comes with more than a token."""
+        if not all(sample.started for _, sample in prepared.drawn):
+            return None
+        return _Decoding(
+            prepared,
+            Roster(tuple((sample.request_id, sample.index) for _, sample in prepared.drawn)),
+            [sample.recipe.last_ids for _, sample in prepared.drawn],
+            {s for s, (_, sample) in enumerate(prepared.drawn) if sample.recipe.params.logprobs is not None},
+        )
+
+    def _deliver_column(
+        self, decoding: _Decoding, step: ScheduledStep, output: StepOutput, now: float, updates: list[SampleUpdate]
+    ) -> StepNews:
+        """One token a row, and objects only for those that end or want log-probabilities."""
+        tokens = output.tokens.tolist()
+        self.scheduler.append_each(step, tokens, now)
+        apart = set(decoding.with_logprobs)
+        for s, (row, last_ids, token) in enumerate(zip(step.rows, decoding.last_ids, tokens, strict=True)):
+            sequence = row.sequence
+            if token in last_ids or len(sequence.tokens) >= sequence.max_total_len:
+                apart.add(s)
+        self.counters.generated_tokens += len(tokens) - len(apart)
+        for s in sorted(apart):
+            stream, sample = decoding.prepared.drawn[s]
+            updates.append(self._drawn(stream, sample, tokens[s], output, s))
+            tokens[s] = NO_TOKEN
+        return StepNews(updates, decoding.roster, tokens)
 
     def _fork(self, prepared: PreparedStep, now: float) -> dict[Sample, Stream]:
         """Gives every sample that drew a token a stream of its own; the parent stays with its first sample."""
@@ -207,9 +246,12 @@ class Engine:
             del stream.samples[1:]
         return places
 
-    def _draw(self, stream: Stream, sample: Sample, token: int, output: StepOutput, s: int, now: float) -> SampleUpdate:
+    def _drawn(self, stream: Stream, sample: Sample, token: int, output: StepOutput, s: int) -> SampleUpdate:
+        """The update for the token of row s, which stands in its sequence already; ends the sample if it was the last."""
+        if token == NO_TOKEN:
+            self._end(stream, sample, "error")
+            return _update(sample, [], finish_reason="error", error=NOT_NUMBERS)
         sequence = stream.sequence
-        self.scheduler.append(sequence, token, now)
         self.counters.generated_tokens += 1
         reason, stop_id = self._finish_rule(sample, sequence)
         k = sample.recipe.params.logprobs
@@ -271,6 +313,16 @@ class Engine:
         live.streams.remove(stream)
         if not live.streams:
             del self._live[sample.request_id]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Decoding:
+    """Of the rows of a prepared step that may be repeated: names, ids that may end each, and who wants more."""
+
+    prepared: PreparedStep
+    roster: Roster
+    last_ids: list[frozenset[int]]
+    with_logprobs: set[int]
 
 
 def _update(

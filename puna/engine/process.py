@@ -95,10 +95,10 @@ def _serve(engine: Engine, connection: socket.socket, inbox: queue.Queue[ToEngin
                 engine.close()
                 return
             _handle(engine, connection, message)
-        updates = []
+        updates: list[SampleUpdate] = []
         if engine.has_work:
             _stamp(board)
-            updates = engine.step()
+            updates = list(engine.step())
             _stamp(board)
         _send(connection, Stepped(updates, engine.stats()))
         if engine.recording_failure is not None and not warned:

@@ -1,8 +1,9 @@
 """Turns a scheduled step into the flat arrays that a backend takes.
 
 Every running sequence has a slot: a row of persistent arrays (token history, block table, sampling parameters) into
-which only what is new is written; a step's batch is gathered from them without a Python object a token. Knows streams
-and the scheduler's rows; does not know requests, text or when a sample ends.
+which only what is new is written; a step's batch is gathered from them without a Python object a token. Where a step
+repeats the one before, its batch is that one's, patched in place (`puna.engine.steady`). Knows streams and the
+scheduler's rows; does not know requests, text or when a sample ends.
 """
 
 from __future__ import annotations
@@ -13,20 +14,26 @@ import numpy as np
 
 from puna.engine.live import Sample, Stream
 from puna.engine.sampling import Draws, SamplingTable, Scores
+from puna.engine.steady import SteadyBatch
 from puna.kernels.batch import I32, StepBatch, StepOutput
 from puna.sched.sequence import Sequence
 from puna.sched.step import ScheduledStep
 
 
-@dataclass(frozen=True, slots=True)
+SPARE_BLOCKS = 8  # columns of a step's tables for blocks to come, so that a step that repeats it has room
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class PreparedStep:
     """`drawn[s]` is who gets the token of sample row s; `scored` are (stream, first prompt position, row, count);
-    `faults` are samples whose rows could not be prepared, with the reason."""
+    `faults` are samples whose rows could not be prepared, with the reason. `one_each`: every row of the step is one
+    token and draws one, and nothing else happens. A step that repeats it is prepared as the very same object."""
 
     batch: StepBatch
     drawn: list[tuple[Stream, Sample]]
     scored: list[tuple[Stream, int, int, int]]
     faults: list[tuple[Stream, Sample, str]]
+    one_each: bool
 
     def collect_scores(self, output: StepOutput) -> None:
         """Hands prompt scores to their streams."""
@@ -45,6 +52,7 @@ class Runner:
         self._sampling = SamplingTable(max_seqs)
         self._free_slots = list(range(max_seqs - 1, -1, -1))
         self._streams: dict[int, Stream] = {}
+        self._steady: tuple[PreparedStep, SteadyBatch] | None = None
 
     def enter(self, stream: Stream) -> None:
         """Makes a stream known; it gets its slot when it is first scheduled."""
@@ -57,8 +65,14 @@ class Runner:
     def stream_of(self, sequence: Sequence) -> Stream:
         return self._streams[sequence.sequence_id]
 
-    def prepare(self, step: ScheduledStep) -> PreparedStep:
-        """The batch of `step`. Preempted sequences lose their slots; their rows are written anew when they return."""
+    def prepare(self, step: ScheduledStep, last_drawn: I32 | None = None) -> PreparedStep:
+        """The batch of `step`; `last_drawn` are the tokens of the step prepared before, where all were taken. Preempted
+        sequences lose their slots; their rows are written anew when they return."""
+        if step.repeats and self._steady is not None and last_drawn is not None:
+            prepared, steady = self._steady
+            if steady.advance(step, last_drawn, self._tables, self._history):
+                return prepared
+        self._steady = None
         for sequence in step.preempted:
             if sequence.sequence_id in self._streams:
                 self._release(self._streams[sequence.sequence_id])
@@ -70,14 +84,20 @@ class Runner:
         counts = np.fromiter((row.count for row in step.rows), np.int32, rows)
         query_start = np.zeros(rows + 1, dtype=np.int32)
         np.cumsum(counts, out=query_start[1:])
-        if len(step.rows) == query_start[-1]:  # one token each
-            positions, owners = starts, slots
+        ahead = None
+        if rows == query_start[-1]:  # one token each
+            ahead = np.stack([starts, starts + np.int32(1)])
+            positions, owners = ahead[0], slots
         else:
             positions = np.arange(query_start[-1], dtype=np.int32) + np.repeat(starts - query_start[:-1], counts)
             owners = np.repeat(slots, counts)
-        width = max((len(row.sequence.blocks) for row in step.rows), default=0)
+        width = max((len(row.sequence.blocks) for row in step.rows), default=0) + SPARE_BLOCKS
         draws, drawn, faults = self._draws(step, streams, query_start)
         scores, scored = self._scores(step, streams, query_start, len(drawn))
+        one_each = ahead is not None and len(drawn) == rows > 0 and not (scored or faults or step.moves)
+        one_each = one_each and all(len(stream.samples) == 1 for stream in streams)
+        if one_each and ahead is not None:
+            draws.position = ahead[1]
         batch = StepBatch(
             token_ids=self._history[owners, positions],
             positions=positions,
@@ -86,7 +106,11 @@ class Runner:
             moves=np.array(step.moves, dtype=np.int32).reshape(-1, 3),
             samples=self._sampling.rows(draws, scores, self._history),
         )
-        return PreparedStep(batch, drawn, scored, faults)
+        prepared = PreparedStep(batch, drawn, scored, faults, one_each)
+        if one_each and ahead is not None and _settled(drawn):
+            penalised = [s for s, (_, sample) in enumerate(drawn) if sample.recipe.penalised]
+            self._steady = prepared, SteadyBatch(batch, ahead, slots, np.array(penalised, dtype=np.intp))
+        return prepared
 
     def _write_news(self, step: ScheduledStep, streams: list[Stream]) -> None:
         """Writes tokens and block ids that the slots do not have yet. Blocks before the one that a step writes into
@@ -190,6 +214,10 @@ class Runner:
         if not parts:
             return None, []
         return Scores(*(np.concatenate(column) for column in zip(*parts, strict=True))), scored
+
+
+def _settled(drawn: list[tuple[Stream, Sample]]) -> bool:
+    return all(sample.recipe.settled(stream.sequence.output_len) for stream, sample in drawn)
 
 
 def _constrain(draws: Draws, row: int, sample: Sample, stream: Stream) -> None:

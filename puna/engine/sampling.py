@@ -15,7 +15,7 @@ import numpy as np
 
 from puna.engine.params import SamplingParams
 from puna.errors import PunaError
-from puna.kernels.batch import F32, I32, U64, SampleRows
+from puna.kernels.batch import F32, I32, NO_TOKEN, U64, SampleRows
 
 _SEED_MASK = 2**64 - 1
 _NO_IDS = np.empty(0, dtype=np.int32)
@@ -40,6 +40,16 @@ class Recipe:
     bias_ids: I32
     bias_values: F32
     plain: bool
+    last_ids: frozenset[int]  # a token of these may be the last one: `eos_ids`, `stop_ids`, and no token at all
+
+    @property
+    def penalised(self) -> bool:
+        p = self.params
+        return p.repetition_penalty != 1 or p.frequency_penalty != 0 or p.presence_penalty != 0
+
+    def settled(self, written: int) -> bool:
+        """Whether, `written` tokens into the output, the ragged lists stay the same for every token to come."""
+        return self.plain or not (self.bad_words or written < self.params.min_tokens)
 
     def banned(self, tokens: array[int]) -> list[int]:
         """Ids that may not follow `tokens` (prompt and output). NothingLeftError where no allowed one remains."""
@@ -65,18 +75,20 @@ def compile_recipe(
     """The recipe of sample `index`, which draws with seed + index modulo 2^64."""
     allowed = np.array(sorted(set(params.allowed_token_ids or ())), dtype=np.int32)
     bias = sorted(params.logit_bias.items())
+    eos, stop = frozenset(() if params.ignore_eos else eos_ids), frozenset(params.stop_token_ids)
     bad_words = tuple(sorted({tuple(word) for word in bad_word_ids}))
     return Recipe(
         params=params,
         seed=((params.seed or 0) + index) & _SEED_MASK,
         prompt_len=prompt_len,
-        eos_ids=frozenset(() if params.ignore_eos else eos_ids),
-        stop_ids=frozenset(params.stop_token_ids),
+        eos_ids=eos,
+        stop_ids=stop,
         bad_words=bad_words,
         allowed=allowed,
         bias_ids=np.array([token for token, _ in bias], dtype=np.int32),
         bias_values=np.array([value for _, value in bias], dtype=np.float32),
         plain=not (len(allowed) or bias or bad_words or params.min_tokens),
+        last_ids=eos | stop | {NO_TOKEN},
     )
 
 
@@ -107,7 +119,8 @@ class SamplingTable:
         """One row a draw, then one row a scored position."""
         drawn, count = draws.slot, len(draws.slot)
         extra = 0 if scores is None else len(scores.slot)
-        whole, real, seed = self._whole[:, drawn], self._real[:, drawn], self._seed[drawn]
+        whole, real = np.take(self._whole, drawn, axis=1), np.take(self._real, drawn, axis=1)
+        seed = self._seed[drawn]
         if draws.seeds is not None:
             seed = draws.seeds
         index, position, target = draws.index, draws.position, np.full(count, -1, dtype=np.int32)
@@ -138,7 +151,7 @@ class SamplingTable:
             history=history,
             history_row=drawn,
             prompt_len=whole[2],
-            total_len=np.where(target < 0, position, 0).astype(np.int32),
+            total_len=position if scores is None else np.where(target < 0, position, 0).astype(np.int32),
             allowed_start=ragged[0][0],
             allowed_ids=ragged[0][1],
             banned_start=ragged[1][0],

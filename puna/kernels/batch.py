@@ -76,8 +76,10 @@ class StepBatch:
 
     token_ids   int32 [T]    positions int32 [T], consecutive within a sequence
     query_start int32 [R+1]  sequence r owns flat rows query_start[r] .. query_start[r+1] - 1
-    tables      int32 [R, M] physical block of each logical block; unused entries are 0
+    tables      int32 [R, M] physical block of each logical block; unused entries are any block
     moves       int32 [N, 3] (kind, src, dst), see MOVE_*
+
+    The same object may be run again, right after it has run, with other numbers in its arrays (but `num_logprobs`).
     """
 
     token_ids: I32
@@ -93,7 +95,8 @@ class StepBatch:
 class StepOutput:
     """tokens int32 [S] (the target where one was given; NO_TOKEN where the logits are not finite); logprob float32 [S]
     and rank int32 [S] (1 is best), top_ids int32 [S, K] and top_logprobs float32 [S, K] with K = max(num_logprobs, 0),
-    from the raw logits, padded with -1 and -inf; logits float32 [S, vocab] raw, only where asked for."""
+    from the raw logits, padded with -1 and -inf; logits float32 [S, vocab] raw, only where asked for. Where the same
+    batch runs again, the arrays may be those of the run before, overwritten: take what you need before that."""
 
     tokens: I32
     logprob: F32

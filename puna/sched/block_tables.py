@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from puna.kernels.batch import MOVE_COPY, MOVE_IN, MOVE_OUT
 from puna.sched.block_pool import BlockPool
 from puna.sched.config import SchedulerConfig
-from puna.sched.prefix_cache import PrefixCache
+from puna.sched.prefix_cache import PrefixCache, extend_hashes
 from puna.sched.sequence import Sequence, Status
-from puna.sched.step import Move
+from puna.sched.step import Move, ScheduledRow
 from puna.sched.tier import HostTier, Tier
 
 
@@ -38,6 +38,24 @@ class BlockTables:
     def cached_len_of(self, sequence: Sequence) -> int:
         """Tokens of a waiting sequence that it would find in the cache, were it admitted now."""
         return len(self._hits(sequence)) * self._block_size
+
+    def hashes_to_come(self, rows: Iterable[ScheduledRow]) -> set[bytes]:
+        """Of the blocks that prefilling rows fill, in this step or in later ones, with tokens known today."""
+        found: set[bytes] = set()
+        for row in rows:
+            if self._caching and not (row.count == 1 and row.completes):
+                end = len(row.sequence.tokens) // self._block_size
+                extend_hashes(row.sequence, end, self._block_size)
+                found.update(row.sequence.block_hashes[row.start // self._block_size : end])
+        return found
+
+    def next_hash(self, sequence: Sequence) -> bytes | None:
+        """Of the first block of a waiting sequence that the cache does not hold; None where it would not look."""
+        if sequence.status is not Status.WAITING:
+            return None
+        missing = len(self._hits(sequence))
+        looked_for = sequence.block_hashes[: (len(sequence.tokens) - 1) // self._block_size]
+        return looked_for[missing] if sequence.reuse_prefix and missing < len(looked_for) else None
 
     def open(self, sequence: Sequence, spare: int) -> list[Move] | None:
         """Gives a waiting sequence blocks for all its known tokens, if `spare` free blocks are left then; else None.

@@ -17,6 +17,7 @@ from puna.sched.config import SchedulerConfig
 from puna.sched.draft import Draft
 from puna.sched.policy import Policy
 from puna.sched.sequence import Sequence, Status
+from puna.sched.steady import repeat_rows
 from puna.sched.step import ScheduledRow, ScheduledStep, SchedulerStats
 
 
@@ -38,6 +39,8 @@ class Scheduler:
         self._waiting_tokens = 0
         self._preemptions = 0
         self._open_step: ScheduledStep | None = None
+        self._steady = False  # all that run had one token in the last step, and nobody came or went since
+        self._policy_hears_tokens = type(policy).on_tokens is not Policy.on_tokens
 
     # --- arrivals and exits ---
 
@@ -72,6 +75,7 @@ class Scheduler:
                 f"all {self.config.max_seqs} running places are taken (max_seqs), so the sequence cannot be forked; "
                 "add it with as many seats as it will have forks"
             )
+        self._steady = False
         self._tables.fork(parent, child)
         child.status = Status.RUNNING
         self._alive[child.sequence_id] = child
@@ -87,6 +91,7 @@ class Scheduler:
         if self._alive.get(sequence.sequence_id) is not sequence:
             return
         del self._alive[sequence.sequence_id]
+        self._steady = False
         if sequence.status is Status.RUNNING:
             self._running.remove(sequence)
             self._seats_taken -= sequence.seats
@@ -107,12 +112,27 @@ class Scheduler:
             self._waiting_tokens += 1
         self.policy.on_tokens(sequence, 0, 1, now)
 
+    def append_each(self, step: ScheduledStep, tokens: list[int], now: float) -> None:
+        """`append` to the sequence of every row of a step, none of which may have ended; where a row drew no token
+        (a number below 0), nothing is appended."""
+        for row, token in zip(step.rows, tokens, strict=True):
+            if token >= 0:
+                row.sequence.tokens.append(token)
+        if self._policy_hears_tokens:
+            for row, token in zip(step.rows, tokens, strict=True):
+                self.policy.on_tokens(row.sequence, 0, int(token >= 0), now)
+
     # --- steps ---
 
     def schedule(self, now: float) -> ScheduledStep:
         """The next step. The one before must have been committed or abandoned, if it had rows."""
         if self._open_step is not None:
             raise ValueError("the last step is neither committed nor abandoned")
+        if self._steady and not self._waiting and (
+            repeated := repeat_rows(self._running, self._tables.pool, self.config.block_size)
+        ):
+            self._open_step = repeated
+            return repeated
         draft = Draft(self.config.budget_tokens)
         shed = self._shed(now) if self._waiting else ()
         if self._waiting and self._running:
@@ -132,6 +152,8 @@ class Scheduler:
         )
         if step.rows:
             self._open_step = step
+        one_each = len(step.rows) == len(self._running) == step.tokens and not step.moves
+        self._steady = one_each and all(row.completes for row in step.rows)
         return step
 
     def commit(self, step: ScheduledStep, now: float) -> None:
@@ -139,18 +161,21 @@ class Scheduler:
         if step is not self._open_step and step.rows:
             raise ValueError("only the last scheduled step can be committed, and only once")
         self._open_step = None
-        publish, on_tokens = self._tables.publish, self.policy.on_tokens
+        tables, running, block_size = self._tables, Status.RUNNING, self.config.block_size
         for row in step.rows:
-            sequence = row.sequence
-            if sequence.status is Status.RUNNING:  # else it was aborted meanwhile
-                sequence.computed_len = row.start + row.count
-                publish(sequence, row.start)
-                on_tokens(sequence, row.count, 0, now)
+            sequence, start, count = row.sequence, row.start, row.count
+            if sequence.status is running:  # else it was aborted meanwhile
+                sequence.computed_len = end = start + count
+                if count > 1 or end % block_size == 0 or tables.uncached_from:
+                    tables.publish(sequence, start)
+                if self._policy_hears_tokens:
+                    self.policy.on_tokens(sequence, count, 0, now)
 
     def abandon(self, step: ScheduledStep) -> None:
         """Running the step failed, and what it wrote cannot be trusted: the sequences in it start over by recomputing,
         from the front of the queue. Blocks in the cache were not written to. Abort those that are to blame."""
         self._open_step = None
+        self._steady = False
         for sequence in step.preempted:
             if sequence.status is Status.SWAPPED:
                 self._tables.close(sequence)
@@ -201,11 +226,16 @@ class Scheduler:
     def _serve_waiting(self, draft: Draft) -> None:
         cap = self.config.long_prefill_tokens or self.config.budget_tokens
         admitted = []
+        seats_kept = 0
+        coming = self._tables.hashes_to_come(draft.rows)
         for sequence in self.policy.order(self._waiting, self._tables.cached_len_of):
-            if draft.budget == 0 or self._seats_taken + sequence.seats > self.config.max_seqs:
+            if draft.budget == 0 or self._seats_taken + seats_kept + sequence.seats > self.config.max_seqs:
                 break
             if sequence in draft.preempted:
                 continue  # pushed out a moment ago: not back within the same step
+            if coming and self._tables.next_hash(sequence) in coming:
+                seats_kept += sequence.seats
+                continue  # what it needs next is being computed: it will share that instead of computing it again
             moves = self._tables.open(sequence, self.config.watermark_blocks if self._running else 0)
             if moves is None:
                 break  # those behind it must not overtake: it would starve
@@ -219,6 +249,7 @@ class Scheduler:
             if count > 0:
                 draft.rows.append(ScheduledRow(sequence, start, count, start + count == known))
                 draft.budget -= count
+                coming |= self._tables.hashes_to_come(draft.rows[-1:])
         for sequence in admitted:
             self._waiting_tokens -= len(sequence.tokens)
             self._waiting.remove(sequence)
@@ -245,6 +276,7 @@ class Scheduler:
 
     def _to_queue(self, sequence: Sequence, status: Status) -> None:
         """From running to the front of the queue."""
+        self._steady = False
         self._running.remove(sequence)
         self._seats_taken -= sequence.seats
         if status is Status.WAITING:

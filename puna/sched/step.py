@@ -34,6 +34,8 @@ class ScheduledStep:
     impossible  sequences that the whole pool cannot hold; they have ended. `Scheduler.add` refuses such sequences, so
                 this stays empty unless one was let grow behind the scheduler's back
     tokens      sum of the rows' counts
+    repeats     the rows are those of the step before, in that order, each one token on, and one token each in both
+    grown       of a step that repeats: numbers of the rows whose block table got one more block
     """
 
     rows: tuple[ScheduledRow, ...]
@@ -42,6 +44,8 @@ class ScheduledStep:
     tokens: int
     shed: tuple[Sequence, ...] = ()
     impossible: tuple[Sequence, ...] = ()
+    repeats: bool = False
+    grown: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

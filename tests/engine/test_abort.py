@@ -23,7 +23,7 @@ def test_an_abort_at_any_time_frees_everything(make_engine: EngineMaker, steps: 
     assert not engine.has_work
     assert used(engine) == (0, 0, 0, 0)
     engine.abort("r")
-    assert engine.step() == []
+    assert list(engine.step()) == []
 
 
 def test_a_swapped_request_can_be_aborted(make_engine: EngineMaker) -> None:
