@@ -72,6 +72,10 @@ class _Stream:
                 self.running.discard(update.index)
             self.arrived.put_nowait(update)
 
+    def put_token(self, request_id: str, index: int, token: int) -> None:
+        if index in self.running:
+            self.arrived.put_nowait(SampleUpdate(request_id=request_id, index=index, token_ids=[token]))
+
 
 class EngineClient:
     """Made by `EngineClient.start`. `info` is what the engine told of itself."""
@@ -84,6 +88,7 @@ class EngineClient:
     def __init__(self, process: EngineProcess) -> None:
         self._process = process
         self._streams: dict[str, _Stream] = {}
+        self._roster: list[tuple[_Stream | None, str, int]] = []  # whose the tokens of a step's column are
         self._stats: EngineStats | None = None
         self._failure: EngineError | None = None
         self._closing = False
@@ -202,10 +207,12 @@ class EngineClient:
                 return
             match message:
                 case Stepped():
-                    self._stats = message.stats
-                    for update in message.updates:
-                        if (stream := self._streams.get(update.request_id)) is not None:
-                            stream.put(update)
+                    try:
+                        self._hand_out(message)
+                    except ValueError:
+                        self._fail(EngineError("the engine's tokens do not fit its roster; it was ended"))
+                        self._process.kill()
+                        return
                 case Refused():
                     if (stream := self._streams.get(message.request_id)) is not None:
                         stream.running.clear()
@@ -217,6 +224,20 @@ class EngineClient:
                     self._fail(EngineError(f"the engine sent {type(message).__name__} out of turn; it was ended"))
                     self._process.kill()
                     return
+
+    def _hand_out(self, message: Stepped) -> None:
+        """ValueError where there are tokens for more or fewer samples than the roster has."""
+        if message.stats is not None:
+            self._stats = message.stats
+        if message.roster is not None:
+            self._roster = [(self._streams.get(request_id), request_id, i) for request_id, i in message.roster]
+        owners = self._roster if message.tokens else []
+        for (owner, request_id, i), token in zip(owners, message.tokens, strict=True):
+            if owner is not None and token >= 0:
+                owner.put_token(request_id, i, token)
+        for update in message.updates:
+            if (stream := self._streams.get(update.request_id)) is not None:
+                stream.put(update)
 
     async def _watch(self) -> None:
         while True:

@@ -136,8 +136,11 @@ class Engine:
             self.scheduler.abandon(step)
             raise
         self._last_drawn = output.tokens if prepared.one_each else None
-        self.scheduler.commit(step, now)
-        news = self._deliver(step, prepared, output, now, outbox)
+        if prepared.one_each and (decoding := self._decoding_of(prepared)) is not None:
+            news = self._deliver_column(decoding, step, output, now, outbox)
+        else:
+            self.scheduler.commit(step, now)
+            news = self._deliver(prepared, output, now, outbox)
         if self._recorder is not None:
             self._recorder.write(step, prepared, owners, output)
         counters = self.counters
@@ -175,14 +178,7 @@ class Engine:
         samples = [self._runner.stream_of(row.sequence).samples for row in step.rows]
         return [(those[0].request_id, [sample.index for sample in those]) for those in samples]
 
-    def _deliver(
-        self, step: ScheduledStep, prepared: PreparedStep, output: StepOutput, now: float, updates: list[SampleUpdate]
-    ) -> StepNews:
-        if prepared.one_each:
-            if self._decoding is None or self._decoding.prepared is not prepared:
-                self._decoding = self._new_decoding(prepared)
-            if self._decoding is not None:
-                return self._deliver_column(self._decoding, step, output, now, updates)
+    def _deliver(self, prepared: PreparedStep, output: StepOutput, now: float, updates: list[SampleUpdate]) -> StepNews:
         prepared.collect_scores(output)
         for scored, *_ in prepared.scored:
             scored.sequence.reuse_prefix = scored.scores is None or scored.scores.complete
@@ -200,28 +196,30 @@ class Engine:
             self._end(places[sample], sample, "error")
         return StepNews(updates)
 
-    def _new_decoding(self, prepared: PreparedStep) -> _Decoding | None:
+    def _decoding_of(self, prepared: PreparedStep) -> _Decoding | None:
         """None where a sample has its first token in this step: that comes with more than a token."""
-        if not all(sample.started for _, sample in prepared.drawn):
+        decoding = self._decoding
+        if decoding is not None and decoding.prepared is prepared:
+            return decoding
+        samples = [sample for _, sample in prepared.drawn]
+        if not all(sample.started for sample in samples):
             return None
-        return _Decoding(
+        self._decoding = _Decoding(
             prepared,
-            Roster(tuple((sample.request_id, sample.index) for _, sample in prepared.drawn)),
-            [sample.recipe.last_ids for _, sample in prepared.drawn],
-            {s for s, (_, sample) in enumerate(prepared.drawn) if sample.recipe.params.logprobs is not None},
+            Roster(tuple((sample.request_id, sample.index) for sample in samples)),
+            [sample.recipe.last_ids for sample in samples],
+            {s for s, sample in enumerate(samples) if sample.recipe.params.logprobs is not None},
         )
+        return self._decoding
 
     def _deliver_column(
         self, decoding: _Decoding, step: ScheduledStep, output: StepOutput, now: float, updates: list[SampleUpdate]
     ) -> StepNews:
         """One token a row, and objects only for those that end or want log-probabilities."""
         tokens = output.tokens.tolist()
-        self.scheduler.append_each(step, tokens, now)
-        apart = set(decoding.with_logprobs)
-        for s, (row, last_ids, token) in enumerate(zip(step.rows, decoding.last_ids, tokens, strict=True)):
-            sequence = row.sequence
-            if token in last_ids or len(sequence.tokens) >= sequence.max_total_len:
-                apart.add(s)
+        whole = self.scheduler.commit_drawn(step, tokens, now)
+        last = [s for s, (token, ids) in enumerate(zip(tokens, decoding.last_ids, strict=True)) if token in ids]
+        apart = decoding.with_logprobs.union(whole, last)
         self.counters.generated_tokens += len(tokens) - len(apart)
         for s in sorted(apart):
             stream, sample = decoding.prepared.drawn[s]
@@ -247,7 +245,7 @@ class Engine:
         return places
 
     def _drawn(self, stream: Stream, sample: Sample, token: int, output: StepOutput, s: int) -> SampleUpdate:
-        """The update for the token of row s, which stands in its sequence already; ends the sample if it was the last."""
+        """The update for the token of row s, which its sequence has by now; ends the sample if it was the last."""
         if token == NO_TOKEN:
             self._end(stream, sample, "error")
             return _update(sample, [], finish_reason="error", error=NOT_NUMBERS)

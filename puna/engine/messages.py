@@ -1,7 +1,7 @@
 """What the engine's process and its clients say to each other, and how it lies on the wire.
 
 A frame is a uint32 length, little-endian, and that many bytes of msgpack. To the engine go Start (first, once),
-EngineRequest, Abort and Stop; from it come Ready or Failed (first, once), then one Stepped per step for all requests,
+EngineRequest, Abort and Stop; from it come Ready or Failed (first, once), then one Stepped a step for all requests,
 and Refused for a request that was turned away at the door. The same frames work over any stream socket.
 """
 
@@ -20,6 +20,7 @@ from puna.errors import InputError, OverloadedError, PunaError
 
 MAX_FRAME_BYTES = 64 << 20
 LENGTH = struct.Struct("<I")
+STATS_S = 0.1  # seconds between the figures of an engine that is stepping
 
 # The board: 4 int64 in memory that both processes see, for health.
 BOARD_BYTES = 32
@@ -103,10 +104,14 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
 
 
 class Stepped(msgspec.Struct, frozen=True, tag=True):
-    """What one step brought for all requests, and the figures after it. Also sent, without updates, after aborts."""
+    """What one step brought for all requests. `tokens[i]` is for the sample that stands at place i of the roster, as
+    (request id, index); below 0 it has none, or an update. `roster` is None while it is the one that was sent last.
+    `stats` come every STATS_S, when the engine has become idle, and after aborts."""
 
-    updates: list[SampleUpdate]
-    stats: EngineStats
+    tokens: list[int]
+    roster: tuple[tuple[str, int], ...] | None = None
+    updates: list[SampleUpdate] = []
+    stats: EngineStats | None = None
 
 
 ToEngine = Start | EngineRequest | Abort | Stop

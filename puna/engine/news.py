@@ -1,13 +1,15 @@
 """What a step brought, as the engine hands it on: one column of tokens, and updates for those with more to tell.
 
-While everybody decodes, a step's news is a list of whole numbers; who they belong to, the roster, is said once and holds
-until somebody comes or goes. Whoever wants objects iterates. Knows nothing of how tokens are drawn or sent.
+While everybody decodes, a step's news is a list of whole numbers; who they belong to, the roster, is said once and
+holds until somebody comes or goes. Whoever wants objects iterates. Knows nothing of how tokens are drawn or sent.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+import msgspec
 
 from puna.engine.params import SampleUpdate
 
@@ -19,9 +21,8 @@ class Roster:
     names: tuple[tuple[str, int], ...]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class StepNews:
-    """`tokens[i]` is for sample i of `roster`, which lives on; where it is below 0 that sample has an update instead."""
+class StepNews(msgspec.Struct, frozen=True):
+    """`tokens[i]` is for sample i of `roster`, which lives on; where it is below 0, it has an update instead."""
 
     updates: list[SampleUpdate]
     roster: Roster | None = None

@@ -7,6 +7,7 @@ nothing here that the client does not know.
 
 from __future__ import annotations
 
+import gc
 import mmap
 import os
 import queue
@@ -27,6 +28,7 @@ from puna.engine.messages import (
     BOARD_STEP_NS,
     BOARD_STEPS,
     LENGTH,
+    STATS_S,
     Abort,
     EngineInfo,
     Failed,
@@ -42,10 +44,12 @@ from puna.engine.messages import (
     frame,
     kind_of,
 )
+from puna.engine.news import Roster, StepNews
 from puna.engine.params import EngineRequest
 from puna.errors import InputError, OverloadedError, PunaError
 
 INBOX_MESSAGES = 1024
+NOTHING = StepNews([])
 T = TypeVar("T")
 
 
@@ -87,6 +91,9 @@ def _read(connection: socket.socket, inbox: queue.Queue[ToEngine]) -> None:
 
 
 def _serve(engine: Engine, connection: socket.socket, inbox: queue.Queue[ToEngine], board: memoryview) -> None:
+    gc.collect()
+    gc.freeze()  # the model and the modules stay: no collection needs to walk over them
+    outbox = _Outbox(engine, connection)
     warned = False
     while True:
         news = _drain(inbox, wait=not engine.has_work)
@@ -95,25 +102,48 @@ def _serve(engine: Engine, connection: socket.socket, inbox: queue.Queue[ToEngin
                 engine.close()
                 return
             _handle(engine, connection, message)
-        updates: list[SampleUpdate] = []
+        brought = NOTHING
         if engine.has_work:
             _stamp(board)
-            updates = list(engine.step())
+            brought = engine.step()
             _stamp(board)
-        _send(connection, Stepped(updates, engine.stats()))
+        outbox.send(brought, stats_asked=bool(news))
         if engine.recording_failure is not None and not warned:
             warned = True
             print(f"puna engine: recording stopped: {engine.recording_failure}", file=sys.stderr)
 
 
+class _Outbox:
+    """Sends the news of steps, and says who is on the roster only when that changes."""
+
+    def __init__(self, engine: Engine, connection: socket.socket) -> None:
+        self._engine = engine
+        self._connection = connection
+        self._roster: Roster | None = None
+        self._stats_sent_s = 0.0
+
+    def send(self, news: StepNews, *, stats_asked: bool) -> None:
+        """One message, or none where there is nothing to tell. `stats_asked`: with figures, however fresh the last."""
+        begun = time.perf_counter()
+        stats = None
+        if stats_asked or begun - self._stats_sent_s >= STATS_S or not self._engine.has_work:
+            stats, self._stats_sent_s = self._engine.stats(), begun
+        tokens = news.tokens or []
+        if not (tokens or news.updates or stats):
+            return
+        names = None
+        if news.roster is not None and news.roster is not self._roster:
+            self._roster, names = news.roster, news.roster.names
+        _send(self._connection, Stepped(tokens, names, news.updates, stats))
+        self._engine.counters.transport_s += time.perf_counter() - begun
+
+
 def _drain(inbox: queue.Queue[T], *, wait: bool) -> list[T]:
     """All messages that are there; with `wait`, at least one."""
     news = [inbox.get()] if wait else []
-    try:
-        while True:
-            news.append(inbox.get_nowait())
-    except queue.Empty:
-        return news
+    while not inbox.empty():  # nobody else takes from it
+        news.append(inbox.get_nowait())
+    return news
 
 
 def _handle(engine: Engine, connection: socket.socket, message: ToEngine) -> None:

@@ -19,7 +19,6 @@ from puna.kernels.batch import I32, StepBatch, StepOutput
 from puna.sched.sequence import Sequence
 from puna.sched.step import ScheduledStep
 
-
 SPARE_BLOCKS = 8  # columns of a step's tables for blocks to come, so that a step that repeats it has room
 
 

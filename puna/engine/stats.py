@@ -23,6 +23,7 @@ class EngineCounters:
     prepare_s: float = 0.0
     forward_s: float = 0.0
     deliver_s: float = 0.0
+    transport_s: float = 0.0  # writing and sending messages, where the engine has a process of its own
 
     def as_dict(self) -> dict[str, int | float]:
         """Flat, as `finished_stop`, `forward_s` and so on."""

@@ -6,7 +6,7 @@ rows. Knows arrays, slots and block tables; the runner knows which steps may be 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,23 +16,33 @@ from puna.kernels.batch import I32, StepBatch
 from puna.sched.step import ScheduledStep
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class SteadyBatch:
     """`ahead` int32 [2, R]: the positions of the tokens and of those drawn from them; its rows are the arrays of
-    `batch`. `slots` int32 [R]: of each row in the runner's arrays. `penalised`: rows whose penalties read histories."""
+    `batch`. `slots` int32 [R]: of each row in the runner's arrays. `penalised`: rows whose penalties read histories.
+
+    After a forward pass nothing of this code is in the caches, and what counts is how much of it runs: a memoryview
+    copies with half the instructions that NumPy needs to find out how, and adding an array saves casting a number.
+    """
 
     batch: StepBatch
     ahead: I32
     slots: I32
     penalised: npt.NDArray[np.intp]
+    _ones: I32 = field(init=False)
+    _token_ids: Any = field(init=False)  # a memoryview
+
+    def __post_init__(self) -> None:
+        self._ones = np.ones_like(self.ahead)
+        self._token_ids = self.batch.token_ids.data
 
     def advance(self, step: ScheduledStep, drawn: I32, tables: I32, history: I32) -> bool:
         """Moves the batch on to `step`, which repeats its own; `drawn` [R] are the tokens that it drew. `tables` and
         `history` are the runner's. False, and nothing done, where a table has no room for a new block."""
         if step.grown and not self._grow(step, tables):
             return False
-        np.add(self.ahead, 1, out=self.ahead)
-        np.copyto(self.batch.token_ids, drawn)
+        np.add(self.ahead, self._ones, self.ahead)
+        self._token_ids[:] = drawn
         if self.penalised.size:
             rows = self.penalised
             history[self.slots[rows], self.ahead[0, rows]] = drawn[rows]

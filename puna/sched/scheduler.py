@@ -112,24 +112,16 @@ class Scheduler:
             self._waiting_tokens += 1
         self.policy.on_tokens(sequence, 0, 1, now)
 
-    def append_each(self, step: ScheduledStep, tokens: list[int], now: float) -> None:
-        """`append` to the sequence of every row of a step, none of which may have ended; where a row drew no token
-        (a number below 0), nothing is appended."""
-        for row, token in zip(step.rows, tokens, strict=True):
-            if token >= 0:
-                row.sequence.tokens.append(token)
-        if self._policy_hears_tokens:
-            for row, token in zip(step.rows, tokens, strict=True):
-                self.policy.on_tokens(row.sequence, 0, int(token >= 0), now)
-
     # --- steps ---
 
     def schedule(self, now: float) -> ScheduledStep:
         """The next step. The one before must have been committed or abandoned, if it had rows."""
         if self._open_step is not None:
             raise ValueError("the last step is neither committed nor abandoned")
-        if self._steady and not self._waiting and (
-            repeated := repeat_rows(self._running, self._tables.pool, self.config.block_size)
+        if (
+            self._steady
+            and not self._waiting
+            and (repeated := repeat_rows(self._running, self._tables.pool, self.config.block_size))
         ):
             self._open_step = repeated
             return repeated
@@ -170,6 +162,30 @@ class Scheduler:
                     tables.publish(sequence, start)
                 if self._policy_hears_tokens:
                     self.policy.on_tokens(sequence, count, 0, now)
+
+    def commit_drawn(self, step: ScheduledStep, tokens: list[int], now: float) -> list[int]:
+        """`commit`, and `append` of one token to the sequence of every row, in one go; where a row drew none (a number
+        below 0), nothing is appended. Every row has to be one token that completes a running sequence.
+
+        Returns the numbers of the rows whose sequences are as long now as they may get.
+        """
+        if step is not self._open_step:
+            raise ValueError("only the last scheduled step can be committed, and only once")
+        self._open_step = None
+        tables, block_size, whole = self._tables, self.config.block_size, []
+        for number, (row, token) in enumerate(zip(step.rows, tokens, strict=True)):
+            sequence = row.sequence
+            sequence.computed_len = end = row.start + 1
+            if end % block_size == 0 or tables.uncached_from:
+                tables.publish(sequence, row.start)
+            if token >= 0:
+                sequence.tokens.append(token)
+                if end + 1 >= sequence.max_total_len:
+                    whole.append(number)
+        if self._policy_hears_tokens:
+            for row, token in zip(step.rows, tokens, strict=True):
+                self.policy.on_tokens(row.sequence, 1, int(token >= 0), now)
+        return whole
 
     def abandon(self, step: ScheduledStep) -> None:
         """Running the step failed, and what it wrote cannot be trusted: the sequences in it start over by recomputing,

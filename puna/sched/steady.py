@@ -29,6 +29,4 @@ def repeat_rows(running: list[Sequence], pool: BlockPool, block_size: int) -> Sc
         return None
     for number, block in zip(grown, pool.allocate(len(grown)), strict=True):
         running[number].blocks.append(block)
-    return ScheduledStep(
-        rows=tuple(rows), moves=(), preempted=(), tokens=len(rows), repeats=True, grown=tuple(grown)
-    )
+    return ScheduledStep(rows=tuple(rows), moves=(), preempted=(), tokens=len(rows), repeats=True, grown=tuple(grown))

@@ -24,8 +24,7 @@ class ScheduledRow(msgspec.Struct, frozen=True, gc=False):
     completes: bool
 
 
-@dataclass(frozen=True)
-class ScheduledStep:
+class ScheduledStep(msgspec.Struct, frozen=True):
     """One step. `moves` are to be executed strictly in the order given, before the rows, and also when there are none:
     a block that one move reads may be what a later one writes.
 

@@ -214,3 +214,53 @@ def test_the_same_calls_give_the_same_steps() -> None:
         return [(rows(step), step.moves) for step in (bench.step() for _ in range(12))]
 
     assert life() == life()
+
+
+def test_a_prefix_that_several_bring_at_once_is_computed_once() -> None:
+    bench = Bench(num_blocks=65, budget_tokens=256)
+    prefix = list(range(100, 124))
+    for i in range(4):
+        bench.add([*prefix, i, i])
+    assert rows(bench.step()) == [(0, 0, 26, True)]
+    assert rows(bench.step()) == [(0, 26, 1, True), *[(i, 24, 2, True) for i in (1, 2, 3)]]
+
+
+def test_a_prefix_computed_in_chunks_is_waited_for_to_its_end() -> None:
+    bench = Bench(num_blocks=65, budget_tokens=64, long_prefill_tokens=8)
+    prefix = list(range(100, 124))
+    bench.add([*prefix, 1])
+    bench.add([*prefix, 2])
+    computed = [rows(bench.step()) for _ in range(4)]
+    assert [row for step in computed for row in step if row[0] == 1] == [(1, 24, 1, True)]
+
+
+def test_a_prompt_that_has_nothing_in_common_does_not_wait() -> None:
+    bench = Bench(num_blocks=65, budget_tokens=64)
+    bench.add([1, 2, 3, 4, 5])
+    bench.add([1, 2, 3, 4, 5, 6])
+    bench.add([9, 9, 9, 9, 5])
+    assert rows(bench.step()) == [(0, 0, 5, True), (2, 0, 5, True)]
+    assert rows(bench.step()) == [(0, 5, 1, True), (2, 5, 1, True), (1, 4, 2, True)]
+
+
+def test_a_prompt_that_waits_for_its_prefix_keeps_its_seat() -> None:
+    bench = Bench(num_blocks=65, budget_tokens=64, max_seqs=2)
+    bench.add([1, 2, 3, 4, 5])
+    bench.add([1, 2, 3, 4, 5, 6])
+    bench.add([9, 9, 9, 9, 5])
+    assert rows(bench.step()) == [(0, 0, 5, True)]
+    assert rows(bench.step()) == [(0, 5, 1, True), (1, 4, 2, True)]
+
+
+def test_a_salt_keeps_a_prompt_from_waiting_for_what_it_could_not_share() -> None:
+    bench = Bench(num_blocks=65, budget_tokens=64)
+    bench.add([1, 2, 3, 4, 5])
+    bench.add([1, 2, 3, 4, 5], cache_salt="x")
+    assert rows(bench.step()) == [(0, 0, 5, True), (1, 0, 5, True)]
+
+
+def test_without_a_prefix_cache_nobody_waits() -> None:
+    bench = Bench(num_blocks=65, budget_tokens=64, prefix_cache=False)
+    bench.add([1, 2, 3, 4, 5])
+    bench.add([1, 2, 3, 4, 5])
+    assert rows(bench.step()) == [(0, 0, 5, True), (1, 0, 5, True)]

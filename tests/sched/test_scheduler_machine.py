@@ -95,6 +95,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.alive: list[Sequence] = []
         self.next_id = 0
         self.now = 0.0
+        self.last: ScheduledStep | None = None
 
     @rule(
         prefix=st.integers(0, 12),
@@ -146,11 +147,36 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.kv.run(step)
             if self.alive and data.draw(st.integers(0, 19)) == 0:  # a client hangs up while the step runs
                 self.abort(data)
+            if self.drew_in_one_go(step, data):
+                continue
             self.scheduler.commit(step, self.now)
             for row in step.rows:
                 if row.completes and row.sequence.status is Status.RUNNING:
                     self.sampled(row.sequence, data.draw(st.integers(0, 2)), data.draw(st.booleans()))
             self.check()
+
+    def drew_in_one_go(self, step: ScheduledStep, data: st.DataObject) -> bool:
+        """The same as `commit`, `append` and `finish` one by one, for a step in which every row draws one token."""
+        plain = all(r.count == 1 and r.completes and r.sequence.seats == 1 and self.runs(r.sequence) for r in step.rows)
+        room = all(row.sequence.total_len < row.sequence.max_total_len for row in step.rows)
+        if not (step.rows and plain and room):
+            return False
+        tokens = [data.draw(st.integers(-1, 2)) for _ in step.rows]
+        lengths = [row.sequence.total_len + (token >= 0) for row, token in zip(step.rows, tokens, strict=True)]
+        whole = self.scheduler.commit_drawn(step, tokens, self.now)
+        assert [row.sequence.total_len for row in step.rows] == lengths
+        for number, row in enumerate(step.rows):
+            assert row.sequence.computed_len == row.start + 1
+            is_whole = tokens[number] >= 0 and lengths[number] == row.sequence.max_total_len
+            assert (number in whole) == is_whole
+            if is_whole or tokens[number] < 0:
+                self.scheduler.finish(row.sequence, self.now)
+                self.alive.remove(row.sequence)
+        self.check()
+        return True
+
+    def runs(self, sequence: Sequence) -> bool:
+        return sequence.status is Status.RUNNING
 
     @precondition(lambda self: self.alive)
     @rule(data=st.data())
@@ -207,7 +233,15 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert getattr(self.policy, "alive", 0) == 0
 
     def plan(self) -> ScheduledStep:
-        step = self.scheduler.schedule(self.now)
+        before = [(row.sequence, row.start + 1) for row in self.last.rows] if self.last else []
+        held = {s.sequence_id: len(s.blocks) for s in self.alive}
+        step = self.last = self.scheduler.schedule(self.now)
+        if step.repeats:
+            assert [(row.sequence, row.start) for row in step.rows] == before
+            assert all(row.count == 1 and row.completes for row in step.rows)
+            assert (step.moves, step.preempted, step.shed) == ((), (), ())
+            grown = [len(row.sequence.blocks) - held[row.sequence.sequence_id] for row in step.rows]
+            assert [r for r, more in enumerate(grown) if more] == list(step.grown)
         self.alive = [s for s in self.alive if s not in step.shed]
         assert not step.impossible
         assert step.tokens == sum(row.count for row in step.rows) <= self.config.budget_tokens
