@@ -187,7 +187,8 @@ def test_health_counts_steps_and_tells_a_stopped_engine_from_a_working_one(
         idle = client.health()
         assert idle.alive
         assert not idle.in_step
-        task = asyncio.create_task(collect(client, long("r")))
+        names = [f"r{i}" for i in range(30)]
+        tasks = [asyncio.create_task(collect(client, long(name, n=8))) for name in names]
         while client.health().steps < 3:
             await asyncio.sleep(0.001)
         assert client.health().progress > idle.progress
@@ -204,8 +205,9 @@ def test_health_counts_steps_and_tells_a_stopped_engine_from_a_working_one(
         assert not client.health().alive
         assert client.health().stalled_s >= 0.4
         os.kill(client.info.pid, signal.SIGCONT)
-        await client.abort("r")
-        await task
+        for name in names:
+            await client.abort(name)
+        await asyncio.gather(*tasks)
         await until_idle(client)
         assert client.health().alive
 
