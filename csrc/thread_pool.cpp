@@ -105,7 +105,8 @@ void ThreadPool::dispatch(const Job& job) {
     part.runs.store(pack(static_cast<uint64_t>(runs * i / hands), static_cast<uint64_t>(runs * (i + 1) / hands)));
     if (i > 0) wake(part);
   }
-  const int64_t own = take_all(0);
+  int64_t own = take(0, 0);
+  for (int i = 1; i < threads(); ++i) own += take(i, 0);
   const int64_t through = ticks();
   for (int spins = 1; done_.load(std::memory_order_acquire) != runs - own; ++spins) {
     if (spins > SPINS_PATIENT && spins % SPINS_A_LOOK == 0)
@@ -123,15 +124,18 @@ void ThreadPool::dispatch(const Job& job) {
   }
 }
 
-// Does runs of its own part, then those that others have not begun; gives how many.
-int64_t ThreadPool::take_all(int thread) {
-  int64_t count = take(thread, thread);
+// Does runs that others have not begun, one by one, until there is something in its own part again: then the next job is
+// there.
+void ThreadPool::take_over(int thread) {
+  const Part& own = parts_[static_cast<size_t>(thread)];
   const int hands = threads();
-  for (int i = 1; i < hands; ++i) count += take((thread + i) % hands, thread);
-  return count;
+  for (int i = 1; i < hands; ++i)
+    while (none(own.runs.load(std::memory_order_relaxed)) && take((thread + i) % hands, thread, 1) == 1)
+      done_.fetch_add(1, std::memory_order_release);
 }
 
-int64_t ThreadPool::take(int owner, int thread) {
+// Does up to `most` runs of the owner's part that nobody has begun; gives how many.
+int64_t ThreadPool::take(int owner, int thread, int64_t most) {
   Part& part = parts_[static_cast<size_t>(owner)];
   int64_t count = 0;
   uint64_t runs = part.runs.load(std::memory_order_acquire);
@@ -146,7 +150,7 @@ int64_t ThreadPool::take(int owner, int thread) {
     } catch (...) {
       if (!failing_.test_and_set()) failure_ = std::current_exception();
     }
-    ++count;
+    if (++count == most) break;
     runs = part.runs.load(std::memory_order_acquire);
   }
   return count;
@@ -166,8 +170,8 @@ void ThreadPool::work(int thread) {
       wait(part, turn);
       continue;
     }
-    const int64_t count = take_all(thread);
-    if (count) done_.fetch_add(count, std::memory_order_release);
+    if (const int64_t count = take(thread, thread)) done_.fetch_add(count, std::memory_order_release);
+    take_over(thread);
     turn.idle_ns = CpuMeter::wall_ns();
     if (turn.idle_ns - turn.begun_ns > TURN_NS) turn.end(part.lost_ns);
   }

@@ -83,8 +83,8 @@ class ThreadPool {
   struct Turn;
 
   void dispatch(const Job& job);
-  int64_t take(int owner, int thread);
-  int64_t take_all(int thread);
+  int64_t take(int owner, int thread, int64_t most = INT64_MAX);
+  void take_over(int thread);
   void work(int thread);
   void wait(Part& part, Turn& turn);
   void wake(Part& part);

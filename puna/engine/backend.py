@@ -121,9 +121,11 @@ def measure_budget(interpreter: Interpreter, max_model_len: int) -> int:
     _timed_step(interpreter, tokens)  # first touch of the weights
     seconds = _timed_step(interpreter, tokens)
     if tokens < room and seconds < STEP_SECONDS / 6:
+        expected = seconds * min(64, room) / tokens
         tokens = min(64, room)  # a matrix product costs a token no less from here on
         seconds = _timed_step(interpreter, tokens)
-    seconds = min(seconds, _timed_step(interpreter, tokens))  # a neighbour may have slowed one of them
+        if seconds > 0.9 * expected:  # no cheaper a token: a neighbour may have slowed it
+            seconds = min(seconds, _timed_step(interpreter, tokens))
     budget = int(tokens * STEP_SECONDS / max(seconds, 1e-6)) // 16 * 16
     return max(MIN_BUDGET_TOKENS, min(MAX_BUDGET_TOKENS, budget))
 
