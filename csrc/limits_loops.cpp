@@ -76,16 +76,18 @@ __attribute__((target("avx512f"))) uint64_t read_avx512(const uint8_t* from, siz
   return sum;
 }
 
-// One loop a row: `STEP` is what is done to a sum; x and y change behind the compiler's back, so nothing is hoisted.
+// One loop a row: `STEP` is what is done to a sum. x and y change behind the compiler's back, so nothing is hoisted;
+// unrolled, for otherwise the sums would live in memory.
 #define PUNA_LOOP(name, instructions, vector, fill_x, fill_y, STEP, operations)                     \
   __attribute__((target(instructions))) double name(int64_t turns) {                                \
     vector sums[SUMS] = {};                                                                         \
     auto x = fill_x, y = fill_y;                                                                    \
-    for (int64_t n = 0; n < turns; ++n)                                                             \
-      for (int i = 0; i < SUMS; ++i) {                                                              \
+    for (int64_t n = 0; n < turns; ++n) {                                                           \
+      _Pragma("GCC unroll 12") for (int i = 0; i < SUMS; ++i) {                                     \
         asm volatile("" : "+x"(x), "+x"(y));                                                        \
         sums[i] = STEP;                                                                             \
       }                                                                                             \
+    }                                                                                               \
     for (int i = 0; i < SUMS; ++i) asm volatile("" : : "x"(sums[i]));                               \
     return static_cast<double>(turns) * SUMS * (operations);                                        \
   }

@@ -10,12 +10,37 @@ from dataclasses import dataclass, replace
 
 from puna.bench.steps import StepShape
 from puna.engine.config import EngineConfig
-from puna.kernels.program import Attend, Linear, Op, StoreKV
+from puna.kernels.program import (
+    Activate,
+    Add,
+    Attend,
+    Gate,
+    LayerNorm,
+    Linear,
+    Op,
+    RmsNorm,
+    Rope,
+    Scale,
+    Softcap,
+    StoreKV,
+)
 from puna.models.load import LoadedModel
 
 FLOAT_BYTES = 4
 CACHE_BYTES = {"f32": 4, "bf16": 2, "f16": 2, "i8": 1, "int8": 1}
 FLOAT_TYPES = ("F32", "F16", "BF16")
+# Of operators that go through rows value by value: operations a value, counted from what they compute.
+VALUE_OPERATIONS: dict[type, int] = {
+    Add: 1,
+    Scale: 1,
+    StoreKV: 1,
+    Rope: 3,
+    RmsNorm: 4,
+    LayerNorm: 7,
+    Softcap: 12,
+    Activate: 14,
+    Gate: 15,
+}
 
 
 @dataclass(frozen=True)
@@ -73,9 +98,11 @@ def _work(op: Op, model: LoadedModel, config: EngineConfig, shape: StepShape) ->
     if isinstance(op, StoreKV):
         width = widths[op.key] + widths[op.value]
         moved = rows * width * (FLOAT_BYTES + CACHE_BYTES[config.kv_dtype])
-        return Work(moved, 0, "f32", moved)
+        return Work(moved, rows * width * VALUE_OPERATIONS[StoreKV], "f32", moved)
     names = [getattr(op, field) for field in ("src", "out", "gate", "up", "buffer") if hasattr(op, field)]
     moved = sum(rows * widths[name] * FLOAT_BYTES for name in names)
     if hasattr(op, "buffer"):
         moved *= 2  # in place: read and written
-    return Work(moved, 0, "f32", moved)
+    result = getattr(op, "out", None) or getattr(op, "buffer", None)
+    values = rows * widths[result] if isinstance(result, str) else 0
+    return Work(moved, values * VALUE_OPERATIONS.get(type(op), 0), "f32", moved)
