@@ -17,6 +17,8 @@ namespace nb = nanobind;
 
 namespace puna {
 
+void bind_sampler(nb::module_& m);  // binding_sampler.cpp
+
 namespace {
 
 template <class T>
@@ -77,7 +79,7 @@ class Core {
             In1<float> presence, In1<uint64_t> seed, In1<int32_t> position, In2<int32_t> history,
             In1<int32_t> history_row, In1<int32_t> prompt_len, In1<int32_t> total_len, In1<int32_t> allowed_start,
             In1<int32_t> allowed_ids, In1<int32_t> banned_start, In1<int32_t> banned_ids, In1<int32_t> bias_start,
-            In1<int32_t> bias_ids, In1<float> bias_values,
+            In1<int32_t> bias_ids, In1<float> bias_values, In2<uint32_t> mask,
             // results
             Out1<int32_t> tokens, Out1<float> logprob, Out1<int32_t> rank, Out2<int32_t> top_ids,
             Out2<float> top_logprobs, Out2<float> logits) {
@@ -114,7 +116,9 @@ class Core {
                     seed.data(), position.data(), history.data(), static_cast<int64_t>(history.shape(0)),
                     static_cast<int64_t>(history.shape(1)),
                     history_row.data(), prompt_len.data(), total_len.data(), allowed_start.data(), allowed_ids.data(),
-                    banned_start.data(), banned_ids.data(), bias_start.data(), bias_ids.data(), bias_values.data()};
+                    banned_start.data(), banned_ids.data(), bias_start.data(), bias_ids.data(), bias_values.data(),
+                    mask.shape(0) > 0 ? mask.data() : nullptr, static_cast<int64_t>(mask.shape(1))};
+    if (mask.shape(0) > 0) same_length(count, {mask.shape(0)});
     view.out = {tokens.data(), logprob.data(), rank.data(), top_ids.data(), top_logprobs.data(),
                 static_cast<int64_t>(top_ids.shape(1))};
     view.logits = logits.shape(0) == count && count > 0 ? logits.data() : nullptr;
@@ -181,4 +185,5 @@ NB_MODULE(_native, m) {
       .def("engaged_threads", [](Core& c) { return c.executor().engaged_threads(); })
       .def("packed_bytes", [](Core& c) { return c.executor().packed_bytes(); })
       .def("break_batch_invariance", [](Core& c, bool broken) { c.executor().break_batch_invariance(broken); });
+  puna::bind_sampler(m);
 }

@@ -107,11 +107,17 @@ void Executor::check(const StepView& v) const {
     if (move[2] < 0 || move[2] >= (move[0] == 1 ? kv_.config().tier_blocks : kv_.config().num_blocks))
       out_of_range("moves", i, move[2], kv_.config().num_blocks);
   }
-  const SampleView& s = v.samples;
-  check_all("samples.index", s.index, s.count, v.tokens);
+  check_samples(v.samples, v.out, v.tokens, vocab);
+}
+
+void check_samples(const SampleView& s, const SampleOut& out, int64_t rows, int64_t vocab) {
+  check_all("samples.index", s.index, s.count, rows);
+  if (s.mask && s.mask_words != (vocab + 31) / 32)
+    throw std::invalid_argument("samples.mask has rows of " + std::to_string(s.mask_words) + " words; allowed: " +
+                                std::to_string((vocab + 31) / 32) + ", one bit a token");
   for (int64_t i = 0; i < s.count; ++i) {
     if (s.target[i] >= vocab) out_of_range("samples.target", i, s.target[i], vocab);
-    if (s.num_logprobs[i] > v.out.top_width) out_of_range("samples.num_logprobs", i, s.num_logprobs[i], v.out.top_width + 1);
+    if (s.num_logprobs[i] > out.top_width) out_of_range("samples.num_logprobs", i, s.num_logprobs[i], out.top_width + 1);
     const bool penalised = s.repetition[i] != 1.0f || s.frequency[i] != 0.0f || s.presence[i] != 0.0f;
     const bool has_history = penalised || s.history_rows > 0;
     if (s.history_row[i] < 0 || (has_history && s.history_row[i] >= s.history_rows))

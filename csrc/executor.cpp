@@ -138,7 +138,7 @@ void Executor::run_head(const StepView& view) {
     for (const Op& op : head_) run(op, head_buffers_, rows, view);
     pool_.run(rows, 1, [&](int64_t begin, int64_t end, int thread) {
       for (int64_t i = begin; i < end; ++i)
-        sample_row(*kernels_, view.samples, first + i, logits + i * vocab, vocab,
+        sample_row(*kernels_, view.samples, first + i, logits + i * vocab, vocab, nullptr,
                    sample_scratch_[static_cast<size_t>(thread)], view.out);
     });
     if (view.logits)

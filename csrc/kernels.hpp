@@ -5,6 +5,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "sampling_kernels.hpp"
+
 namespace puna {
 
 constexpr int GROUP = 32;  // values along K that share a scale
@@ -80,6 +82,7 @@ struct KernelTable {
   void (*to_half)(const float* x, uint16_t* out, int64_t width);
   float (*maximum)(const float* x, int64_t width);
   float (*sum_exp)(const float* x, int64_t width, float shift);  // sum of exp(x - shift)
+  SamplingKernels sampling;
 };
 
 enum ActivationKind { SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3, RELU2 = 4 };

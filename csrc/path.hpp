@@ -5,9 +5,16 @@
 #include "matmul.hpp"
 #include "quantize.hpp"
 #include "rowwise.hpp"
+#include "sampling.hpp"
+
+#define PUNA_SAMPLING                                                                                          \
+  {                                                                                                            \
+    PUNA_NS::tile_maxima, PUNA_NS::mask_row, PUNA_NS::mass, PUNA_NS::count_from, PUNA_NS::collect,             \
+        PUNA_NS::weigh, PUNA_NS::weight_before, PUNA_NS::contend, PUNA_NS::contend_tile                        \
+  }
 
 #define PUNA_TABLE(label)                                                                                          \
   {                                                                                                                \
     label, PUNA_NS::linear, PUNA_NS::quantize, PUNA_NS::rms_norm, PUNA_NS::layer_norm, PUNA_NS::gate,              \
-        PUNA_NS::add_rows, PUNA_NS::attend, PUNA_NS::to_half, PUNA_NS::maximum, PUNA_NS::sum_exp                   \
+        PUNA_NS::add_rows, PUNA_NS::attend, PUNA_NS::to_half, PUNA_NS::maximum, PUNA_NS::sum_exp, PUNA_SAMPLING    \
   }

@@ -1,5 +1,6 @@
 // Draws or scores one row of logits, in the order that the Python side documents (kernels/reference/sampling.py):
-// allowed, banned, bias, penalties, argmax for greedy rows, temperature, min-p, top-k, top-p, draw.
+// allowed, banned, bias, penalties (row_edits.cpp), argmax for greedy rows, temperature, min-p, top-k, top-p, draw
+// (draw.cpp).
 //
 // The draw is the argmax of logit + Gumbel noise, the noise keyed by (seed, position, token) through Philox 4x32-10,
 // so it depends on nothing else: not on the batch, not on threads, not on what was drawn before.
@@ -8,7 +9,9 @@
 #include <cstdint>
 #include <vector>
 
+#include "draw.hpp"
 #include "kernels.hpp"
+#include "row_edits.hpp"
 
 namespace puna {
 
@@ -40,6 +43,8 @@ struct SampleView {
   const int32_t* bias_start;
   const int32_t* bias_ids;
   const float* bias_values;
+  const uint32_t* mask;  // [count, mask_words] or null
+  int64_t mask_words;
 };
 
 struct SampleOut {
@@ -53,15 +58,19 @@ struct SampleOut {
 
 // One thread's working memory.
 struct SampleScratch {
-  std::vector<float> values;
-  std::vector<float> copy;
-  std::vector<int32_t> counts;  // all zero between rows
-  std::vector<int32_t> ids;
+  std::vector<float> maxima;  // of the raw row
+  RowEdits edits;
+  Candidates candidates;
 };
+
+// Throws std::invalid_argument where an index leaves its range; `rows` are those that `index` chooses from.
+void check_samples(const SampleView& samples, const SampleOut& out, int64_t rows, int64_t vocab);
 
 constexpr int32_t NO_TOKEN = -1;  // the row's logits are not numbers: the sequence cannot go on
 
-void sample_row(const KernelTable& kernels, const SampleView& rows, int64_t s, const float* logits, int64_t vocab,
-                SampleScratch& scratch, const SampleOut& out);
+// `logits` are as they were when it returns. `maxima` are those of SamplingKernels::tile_maxima, for a head that has taken
+// them while it wrote the logits; null: they are taken here.
+void sample_row(const KernelTable& kernels, const SampleView& rows, int64_t s, float* logits, int64_t vocab,
+                const float* maxima, SampleScratch& scratch, const SampleOut& out);
 
 }  // namespace puna

@@ -7,7 +7,7 @@ target for padding.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +17,7 @@ from puna.kernels.program import Program
 
 I32 = npt.NDArray[np.int32]
 F32 = npt.NDArray[np.float32]
+U32 = npt.NDArray[np.uint32]
 U64 = npt.NDArray[np.uint64]
 
 # Kinds of block moves, executed in the order given, before the forward pass.
@@ -43,6 +44,8 @@ class SampleRows:
     history         int32 [rows, width]  token ids of sequences; `history_row` picks a row, of which the first
                     `prompt_len` tokens are the prompt and the first `total_len` are known. Read by penalties only.
     allowed, banned, bias: ragged lists, row s owns [start[s], start[s+1]). An empty `allowed` list allows all.
+    mask            uint32 [S, ceil(vocab / 32)]  token i is allowed where bit i % 32 of word i // 32 is set; of no rows
+                    where no row has a mask. A token has to be allowed by list and mask.
     """
 
     index: I32
@@ -68,6 +71,7 @@ class SampleRows:
     bias_start: I32
     bias_ids: I32
     bias_values: F32
+    mask: U32 = field(default_factory=lambda: np.zeros((0, 0), np.uint32))
 
 
 @dataclass(frozen=True)

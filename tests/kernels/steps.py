@@ -40,13 +40,15 @@ DEFAULTS: dict[str, tuple[type[np.generic], float]] = {
 
 
 def rows(index: Iterable[int], **given: Any) -> SampleRows:
-    """Greedy rows, but for what is given. `allowed`, `banned`: a list of ids a row; `bias`: a mapping a row."""
+    """Greedy rows, but for what is given. `allowed`, `banned`: a list of ids a row; `bias`: a mapping a row; `mask`:
+    words of bits."""
     index = np.array(list(index), np.int32)
     count = len(index)
     fields = {name: np.full(count, given.pop(name, value), kind) for name, (kind, value) in DEFAULTS.items()}
     history = np.array(given.pop("history", np.zeros((1, 1))), np.int32)
     allowed, banned = given.pop("allowed", [[]] * count), given.pop("banned", [[]] * count)
     bias: Sequence[Mapping[int, float]] = given.pop("bias", [{}] * count)
+    mask = np.array(given.pop("mask", np.zeros((0, 0))), np.uint32)
     assert not given, given
     return SampleRows(
         index=index,
@@ -58,6 +60,7 @@ def rows(index: Iterable[int], **given: Any) -> SampleRows:
         bias_start=_starts(bias),
         bias_ids=_joined(bias),
         bias_values=np.array([value for row in bias for value in row.values()], np.float32),
+        mask=mask,
         **fields,
     )
 

@@ -170,12 +170,19 @@ def test_arrays_of_differing_lengths_are_refused(watched: Watched, name: str) ->
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in good().samples.__dataclass_fields__ if name not in ("history", "index", "num_logprobs")]
+    "name",
+    [name for name in good().samples.__dataclass_fields__ if name not in ("history", "index", "num_logprobs", "mask")],
 )
 def test_arrays_of_samples_of_differing_lengths_are_refused(watched: Watched, name: str) -> None:
     batch = good()
     shorter: Any = np.ascontiguousarray(getattr(batch.samples, name)[:-1])
     watched.refuses(replace(batch, samples=replace(batch.samples, **{name: shorter})))
+
+
+@pytest.mark.parametrize("shape", [(2, 10), (4, 10), (3, 9), (3, 11)])
+def test_a_mask_of_another_shape_than_rows_and_vocabulary_is_refused(watched: Watched, shape: tuple[int, int]) -> None:
+    batch = good()
+    watched.refuses(replace(batch, samples=replace(batch.samples, mask=np.zeros(shape, np.uint32))))
 
 
 def with_learned_positions() -> NativeInterpreter:

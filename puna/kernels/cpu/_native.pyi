@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from puna.kernels.batch import F32, I32, U64
+from puna.kernels.batch import F32, I32, U32, U64, SampleRows
 
 def paths() -> list[str]: ...
 def read_bytes_per_second(path: str, threads: int, bytes: int, seconds: float) -> float: ...
@@ -60,6 +60,7 @@ class Core:
         bias_start: I32,
         bias_ids: I32,
         bias_values: F32,
+        mask: U32,
         tokens: I32,
         logprob: F32,
         rank: I32,
@@ -76,3 +77,9 @@ class Core:
     def engaged_threads(self) -> int: ...
     def packed_bytes(self) -> int: ...
     def break_batch_invariance(self, broken: bool, /) -> None: ...
+
+class Sampler:
+    def __init__(self, path: str, threads: int) -> None: ...
+    def sample(
+        self, logits: F32, rows: SampleRows, tokens: I32, logprob: F32, rank: I32, top_ids: I32, top_logprobs: F32, /
+    ) -> None: ...

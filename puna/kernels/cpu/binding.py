@@ -218,6 +218,7 @@ class NativeInterpreter:
                 s.bias_start,
                 s.bias_ids,
                 s.bias_values,
+                s.mask,
                 out.tokens,
                 out.logprob,
                 out.rank,

@@ -1,9 +1,9 @@
 """Sampling and scoring of one row, in NumPy, in the documented order.
 
-1 raw log-probabilities  2 allowed tokens  3 banned tokens (bad words, and end ids before min_tokens)  4 logit bias
-5 repetition, frequency, presence penalty  6 greedy rows: argmax  7 temperature  8 min-p  9 top-k, then top-p
-10 draw: argmax of logit + Gumbel noise, the noise keyed by (seed, position, token) through Philox 4x32-10 (Salmon et
-al., SC 2011), so that a draw depends on nothing else. Ties go to the lowest token id.
+1 raw log-probabilities  2 allowed tokens (list and mask)  3 banned tokens (bad words, and end ids before min_tokens)
+4 logit bias  5 repetition, frequency, presence penalty  6 greedy rows: argmax  7 temperature  8 min-p
+9 top-k, then top-p  10 draw: argmax of logit + Gumbel noise, the noise keyed by (seed, position, token) through
+Philox 4x32-10 (Salmon et al., SC 2011), so that a draw depends on nothing else. Ties go to the lowest token id.
 """
 
 from __future__ import annotations
@@ -63,6 +63,9 @@ def process_logits(logits: F32, rows: SampleRows, s: int) -> F32:
         kept = np.full_like(x, -np.inf)
         kept[allowed] = x[allowed]
         x = kept
+    if len(rows.mask):
+        bits = np.unpackbits(rows.mask[s].view(np.uint8), bitorder="little")[: len(x)]
+        x[bits == 0] = -np.inf
     x[rows.banned_ids[rows.banned_start[s] : rows.banned_start[s + 1]]] = -np.inf
     biased = slice(rows.bias_start[s], rows.bias_start[s + 1])
     np.add.at(x, rows.bias_ids[biased], rows.bias_values[biased])
@@ -102,13 +105,16 @@ def choose(logits: F32, rows: SampleRows, s: int) -> int:
 
 
 def draw(logits: F32, rows: SampleRows, s: int) -> int:
-    """The token of sample row s. A row in which nothing is allowed yields the argmax of its raw logits."""
+    """The token of sample row s. A row in which nothing is allowed yields the argmax of its raw logits; a temperature
+    that makes infinities of logits is greedy."""
     x = process_logits(logits, rows, s)
     if not np.isfinite(x.max()):
         return int(np.argmax(logits))
-    if rows.temperature[s] < GREEDY_BELOW:
+    with np.errstate(over="ignore"):
+        divided = x / max(rows.temperature[s], np.float32(GREEDY_BELOW))
+    if rows.temperature[s] < GREEDY_BELOW or not np.isfinite(divided.max()):
         return int(np.argmax(x))
-    x = filter_logits(x / rows.temperature[s], int(rows.top_k[s]), float(rows.top_p[s]), float(rows.min_p[s]))
+    x = filter_logits(divided, int(rows.top_k[s]), float(rows.top_p[s]), float(rows.min_p[s]))
     kept = np.flatnonzero(np.isfinite(x))
     noise = gumbel(philox(int(rows.seed[s]), int(rows.position[s]), kept))
     return int(kept[np.argmax(x[kept].astype(np.float64) + noise)])

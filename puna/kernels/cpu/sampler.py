@@ -1,0 +1,40 @@
+"""The native sampler alone, on logits that the caller has: for comparing it with its twin, and for timing it.
+
+In a step it runs inside the native call, where the logits are; see `puna.kernels.cpu.binding`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from puna.errors import InputError
+from puna.kernels.batch import F32, SampleRows, StepOutput
+from puna.kernels.cpu import _native
+
+
+class NativeSampler:
+    """`isa`: one of `paths()`, or "auto". `threads` includes the caller."""
+
+    def __init__(self, isa: str = "auto", threads: int = 1) -> None:
+        try:
+            self._core = _native.Sampler(isa, threads)
+        except ValueError as error:
+            raise InputError(str(error), param="isa") from None
+
+    def sample(self, logits: F32, rows: SampleRows) -> StepOutput:
+        """Samples or scores `rows` of `logits`, float32 [any, vocab], which are worked on in place and left as they
+        were; each is chosen once. InputError where an index leaves its range."""
+        count, best = len(rows.index), max(0, int(rows.num_logprobs.max(initial=0)))
+        out = StepOutput(
+            tokens=np.empty(count, np.int32),
+            logprob=np.zeros(count, np.float32),
+            rank=np.zeros(count, np.int32),
+            top_ids=np.full((count, best), -1, np.int32),
+            top_logprobs=np.full((count, best), -np.inf, np.float32),
+            logits=None,
+        )
+        try:
+            self._core.sample(logits, rows, out.tokens, out.logprob, out.rank, out.top_ids, out.top_logprobs)
+        except ValueError as error:
+            raise InputError(f"the rows were refused: {error}") from None
+        return out
