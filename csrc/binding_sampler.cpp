@@ -4,6 +4,7 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -33,7 +34,8 @@ void require(bool good, const char* what) {
 
 class Sampler {
  public:
-  Sampler(const std::string& path, int threads) : pool_(threads < 1 ? 1 : threads > 256 ? 256 : threads) {
+  // No more than `threads` get rows, whatever cores there are.
+  Sampler(const std::string& path, int threads) : pool_(std::clamp(threads, 1, 256), 256, false) {
     const Paths paths = available_paths();
     for (int i = paths.count - 1; i >= 0; --i)
       if (path == "auto" || path == paths.tables[i]->name) kernels_ = paths.tables[i];
@@ -87,6 +89,7 @@ class Sampler {
       seen[static_cast<size_t>(view.index[s])] = true;
     }
     nb::gil_scoped_release release;
+    const ThreadPool::Step step(pool_);
     pool_.run(view.count, 1, [&](int64_t first, int64_t last, int thread) {
       for (int64_t s = first; s < last; ++s)
         sample_row(*kernels_, view, s, logits.data() + view.index[s] * vocab, vocab, nullptr,
