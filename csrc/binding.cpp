@@ -184,6 +184,13 @@ NB_MODULE(_native, m) {
       .def("threads", [](Core& c) { return c.executor().threads(); })
       .def("engaged_threads", [](Core& c) { return c.executor().engaged_threads(); })
       .def("packed_bytes", [](Core& c) { return c.executor().packed_bytes(); })
+      .def("profile", [](Core& c, bool on) { c.executor().profile(on); })
+      .def("profile_times", [](Core& c) {
+        std::vector<std::tuple<std::string, int64_t, int64_t, int64_t, int64_t>> rows;
+        for (const puna::StageTime& t : c.executor().profile_times())
+          rows.emplace_back(t.name, t.calls, t.nanoseconds, t.bytes, t.operations);
+        return rows;
+      })
       .def("break_batch_invariance", [](Core& c, bool broken) { c.executor().break_batch_invariance(broken); });
   puna::bind_sampler(m);
 }

@@ -93,7 +93,7 @@ void Executor::check(const StepView& v) const {
     for (int32_t t = begin + 1; t < end; ++t)
       if (v.positions[t] != v.positions[t - 1] + 1) throw std::invalid_argument("positions of a sequence are not consecutive");
   }
-  for (const Op& op : body_) {
+  for (const Op& op : body_.ops) {
     if (op.kind != OpKind::embed && op.kind != OpKind::embed_positions) continue;
     const int64_t limit = weights_[static_cast<size_t>(op.ints[1])]->rows;
     if (op.kind == OpKind::embed) check_all("token_ids", v.token_ids, v.tokens, limit);

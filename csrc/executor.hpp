@@ -15,6 +15,7 @@
 #include "kv_pool.hpp"
 #include "memory.hpp"
 #include "packing.hpp"
+#include "rows.hpp"
 #include "sampler.hpp"
 #include "thread_pool.hpp"
 
@@ -41,9 +42,32 @@ struct Op {
   OpKind kind;
   std::vector<int64_t> ints;
   std::vector<float> floats;
-  // Found when the program is bound:
-  bool quantize_input = false;  // a linear whose input was not yet rounded since it was written
-  int rope_table = -1;
+  int rope_table = -1;  // found when the program is bound
+};
+
+// What one round of the threads does: all row-wise operators that follow each other, on each row in turn, the rounding
+// of a linear's input among them; or all linears that read one input; or one operator that looks at the whole step.
+struct Stage {
+  enum Kind { rows, linears, whole } kind;
+  std::vector<int> ops;    // indices into the list of operators
+  int rounded = -1;        // rows: the buffer that is rounded at the end
+  std::string name = {};   // for profiles
+  int64_t bytes = 0;       // of packed weights
+  int64_t operations = 0;  // a row
+};
+
+// Time spent in a stage since profiling began.
+struct StageTime {
+  std::string name;
+  int64_t calls;
+  int64_t nanoseconds;
+  int64_t bytes;       // of packed weights, over all calls
+  int64_t operations;  // likewise; a multiply-add counts as two
+};
+
+struct OpList {
+  std::vector<Op> ops;
+  std::vector<Stage> stages;
 };
 
 struct Weight {
@@ -86,6 +110,10 @@ class Executor {
   // Throws std::invalid_argument, before anything is computed, when an index leaves its range.
   void step(const StepView& view);
 
+  // From now on times are kept by stage name; asking for them while on ends nothing.
+  void profile(bool on);
+  const std::vector<StageTime>& profile_times() const { return times_; }
+
   void set_progress(std::atomic<uint64_t>* counter) { progress_ = counter; }
   uint64_t progress() const { return progress_->load(std::memory_order_relaxed); }
   const char* path() const { return kernels_->name; }
@@ -98,13 +126,6 @@ class Executor {
   void break_batch_invariance(bool broken) { broken_order_ = broken; }
 
  private:
-  struct Quantized {
-    std::vector<int8_t> q;
-    std::vector<int8_t> fine;
-    std::vector<float> scale;
-    std::vector<int32_t> sum;
-    std::vector<uint8_t> wide;
-  };
   struct Rotation {
     std::vector<float> inv_freq;
     float factor;
@@ -112,37 +133,44 @@ class Executor {
     std::vector<float> sin;
   };
 
+  // Rows of logits do not begin at equal places of memory pages: all rows of a tile would compete for the same lines
+  // of the cache.
+  int64_t stride(int buffer) const { return widths_[static_cast<size_t>(buffer)] + (buffer == logits_ ? 48 : 0); }
   void check(const StepView& view) const;
   void check_op(const Op& op) const;
-  void plan(std::vector<Op>& ops);
+  void plan(OpList& list);
   void make_rotations(const StepView& view);
   void run_head(const StepView& view);
-  void run(const Op& op, std::vector<std::vector<float>>& buffers, int64_t rows, const StepView& view);
-  void embed(const Op& op, float* out, int64_t rows, const StepView& view, bool positions);
-  void linear(const Op& op, const float* x, float* out, int64_t rows);
-  void rope(const Op& op, float* x, int64_t rows);
-  template <class Body>
-  void each_row(int64_t rows, Body body);
+  void run(const OpList& list, std::vector<Floats>& buffers, int64_t rows, const StepView& view);
+  void run_stage(const OpList& list, const Stage& stage, std::vector<Floats>& buffers, int64_t rows, const StepView& view);
+  void run_rows(const OpList& list, const Stage& stage, std::vector<Floats>& buffers, int64_t rows, const StepView& view);
+  void run_linears(const OpList& list, const Stage& stage, std::vector<Floats>& buffers, int64_t rows);
+  void run_row(const Op& op, std::vector<Floats>& buffers, int64_t row, const StepView& view);
+  void embed(const Op& op, float* out, int64_t table_row, bool add);
+  void note(const Stage& stage, int64_t rows, int64_t nanoseconds);
 
   const KernelTable* kernels_;
   ThreadPool pool_;
   Arena panels_;
   std::vector<std::unique_ptr<Weight>> weights_;
   std::vector<int64_t> widths_;
-  std::vector<Op> body_;
-  std::vector<Op> head_;
+  OpList body_;
+  OpList head_;
   KVPool kv_;
   AttentionStep attention_;
   int hidden_ = 0;
   int logits_ = 0;
-  std::vector<std::vector<float>> body_buffers_;
-  std::vector<std::vector<float>> head_buffers_;
+  std::vector<Floats> body_buffers_;
+  std::vector<Floats> head_buffers_;
   std::vector<Rotation> rotations_;
-  Quantized quantized_;
+  RoundedRows rounded_;
+  std::vector<LinearArgs> linear_jobs_;
   std::vector<SampleScratch> sample_scratch_;
   std::atomic<uint64_t> own_progress_{0};
   std::atomic<uint64_t>* progress_ = &own_progress_;
   bool broken_order_ = false;
+  bool profiling_ = false;
+  std::vector<StageTime> times_;
 };
 
 }  // namespace puna

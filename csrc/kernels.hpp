@@ -26,14 +26,46 @@ struct Matrix {
   size_t packed_bytes() const { return panel_bytes * static_cast<size_t>(panel_count()); }
 };
 
-// Rows rounded to integers in groups of 32 (quantize.hpp). A group's value is scale * q or, where `wide` is set,
-// scale * (128 * q + fine). `sum` is the sum of a group's integers, q or 128 * q + fine.
+// Tokens are multiplied by tiles: a step's rows are cut into tiles of the sizes that a path likes best, of which the
+// last may be filled up with rows that nobody reads. This is the tile that holds row `row` of `rows`.
+struct TokenTile {
+  int64_t first;  // row
+  int64_t size;
+};
+
+// `most`: the largest tile, 12 or 4. Twelves, but sixteen as two eights; what remains goes into 1, 2, 4, 8 or 12.
+inline TokenTile tile_of(int64_t row, int64_t rows, int64_t most) {
+  const int64_t rest = rows % most;
+  if (most == 12 && rows > 12 && rest >= 1 && rest <= 4) {
+    const int64_t eights = rows - rest - 12;
+    if (row >= eights) return {eights + (row - eights) / 8 * 8, 8};
+  }
+  const int64_t first = row / most * most;
+  const int64_t left = rows - first;
+  return {first, left >= most ? most : left <= 1 ? 1 : left <= 2 ? 2 : left <= 4 ? 4 : left <= 8 ? 8 : most};
+}
+
+// Room for the rows of a step, those that fill up tiles included.
+inline int64_t padded_rows(int64_t rows) { return (rows + 15) / 16 * 16; }
+
+// One group of 32 inputs of one row as integers (quantize.hpp). A value is scale * q or, in a wide group,
+// scale * (128 * q + fine). `sum` is the sum of the group's integers, `offset` is scale * sum.
+struct RoundedGroup {
+  int8_t q[GROUP];
+  float scale;
+  float offset;
+  int32_t sum;
+  int32_t unused;
+};
+
+// Rows rounded to integers. A tile's groups lie together, so that a kernel finds those of its tokens at fixed places:
+// tile after tile, [groups][tokens of the tile].
 struct QuantizedRows {
-  int8_t* q;       // [rows, groups * 32]
-  int8_t* fine;    // [rows, groups * 32], of wide groups only
-  float* scale;    // [rows, groups]
-  int32_t* sum;    // [rows, groups]
-  uint8_t* wide;   // [rows, groups]
+  RoundedGroup* groups;
+  int8_t* fine;   // [rows, groups * 32], of wide groups only
+  uint8_t* wide;  // [groups, stride]
+  int64_t rows;
+  int64_t stride;  // padded_rows(rows)
 };
 
 struct LinearArgs {
@@ -42,9 +74,16 @@ struct LinearArgs {
   QuantizedRows quantized;  // integer layouts
   int64_t rows;
   const float* bias;  // [out_features] or null
-  float* out;         // [rows, out_features]
+  float* out;         // [rows, out_stride]
+  int64_t out_stride;
   bool accumulate;
   int64_t first_group;  // 0; only the fault that breaks batch invariance on purpose starts elsewhere
+};
+
+// Panels [panel, panel_end) for rows [row, row_end), which begin and end with tiles.
+struct LinearPart {
+  int64_t panel, panel_end;
+  int64_t row, row_end;
 };
 
 enum class CacheType { f32, bf16, f16 };
@@ -71,8 +110,10 @@ struct AttendArgs {
 
 struct KernelTable {
   const char* name;
-  // Panels [first, last) of out = x @ matrix.T.
-  void (*linear)(const LinearArgs& args, int64_t first, int64_t last);
+  // A part of out = x @ matrix.T.
+  void (*linear)(const LinearArgs& args, const LinearPart& part);
+  // Rows that stay near while panels pass by; whole tiles.
+  int64_t block_rows;
   void (*quantize)(const float* x, int64_t width, const QuantizedRows& out, int64_t row);
   void (*rms_norm)(const float* x, const float* weight, float* out, int64_t width, float eps);
   void (*layer_norm)(const float* x, const float* weight, const float* bias, float* out, int64_t width, float eps);
@@ -80,6 +121,8 @@ struct KernelTable {
   void (*add)(const float* x, float* out, int64_t width);
   void (*attend)(const AttendArgs& args);
   void (*to_half)(const float* x, uint16_t* out, int64_t width);
+  // The first 2 * pairs values of each head turn, in place: (2i, 2i + 1) or, unless `interleaved`, (i, i + pairs).
+  void (*rope)(float* x, const float* cos, const float* sin, int64_t heads, int64_t head_dim, int64_t pairs, bool interleaved);
   float (*maximum)(const float* x, int64_t width);
   float (*sum_exp)(const float* x, int64_t width, float shift);  // sum of exp(x - shift)
   SamplingKernels sampling;

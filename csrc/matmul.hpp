@@ -1,9 +1,11 @@
 // out = x @ matrix.T over packed panels (layouts: packing.hpp).
 //
 // One lane is one output row; its sum runs over the groups of K in order, for one token or for many, so a token's
-// result never depends on who shares the batch. Bytes and operations a group of 32 rows x 32 inputs, q4: 640 bytes
-// read, 16 byte-dot instructions and 6 multiply-adds a token; a group that the token holds wide (quantize.hpp) takes
-// its fine bytes in a second pass over the same weights.
+// result never depends on who shares the batch: whatever computes a group's integer dot product, the float operations
+// that follow are the same ones in the same order. Bytes and operations a group of 32 rows x 32 inputs, q4: 640 bytes
+// read, 16 byte-dot instructions and 8 float operations a token; a group that the token holds wide (quantize.hpp)
+// takes its fine bytes in a second pass over the same weights. Sixteen tokens and more go through matmul_amx.hpp where
+// the processor has tiles.
 #pragma once
 
 #include "kernels.hpp"
@@ -11,6 +13,17 @@
 #include "simd.hpp"
 
 namespace puna::PUNA_NS {
+
+// The arrays of a tile live in registers only when every loop over them is unrolled.
+#if defined(__clang__)
+#define PUNA_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define PUNA_UNROLL _Pragma("GCC unroll 16")
+#endif
+
+constexpr size_t PREFETCH_BYTES = 2048;  // ahead of where few tokens read
+
+static inline void prefetch(const uint8_t* p) { __builtin_prefetch(p, 0, 3); }
 
 static inline int32_t four_bytes(const int8_t* p) {
   int32_t value;
@@ -20,7 +33,7 @@ static inline int32_t four_bytes(const int8_t* p) {
 
 static inline void store_panel(const LinearArgs& a, int64_t panel, int64_t token, VF low, VF high) {
   const int64_t n = panel * PANEL;
-  float* out = a.out + token * a.matrix->out_features + n;
+  float* out = a.out + token * a.out_stride + n;
   const int64_t left = a.matrix->out_features - n;
   if (left >= PANEL) {
     if (a.bias) low = add(low, load(a.bias + n)), high = add(high, load(a.bias + n + LANES));
@@ -71,102 +84,161 @@ static inline VI q4_dot(const uint8_t* chunks, const int8_t* q) {
 }
 
 static inline VI q8_dot(const uint8_t* chunks, const int8_t* q) {
-  VI sum = zero_int();
-  for (int c = 0; c < 8; ++c) sum = dot_bytes(sum, load_bytes(chunks + 64 * c), four_bytes(q + 4 * c));
-  return sum;
+  VI even = zero_int();
+  VI odd = zero_int();
+  for (int c = 0; c < 8; c += 2) {
+    even = dot_bytes(even, load_bytes(chunks + 64 * c), four_bytes(q + 4 * c));
+    odd = dot_bytes(odd, load_bytes(chunks + 64 * c + 64), four_bytes(q + 4 * c + 4));
+  }
+  return add_int(even, odd);
 }
 
-template <int TOKENS>
-static inline void q4_tile(const LinearArgs& a, int64_t panel, int64_t token) {
-  const int64_t groups = a.matrix->groups();
-  const QuantizedRows& x = a.quantized;
-  const uint8_t* w = a.matrix->panels + static_cast<size_t>(panel) * a.matrix->panel_bytes;
-  VF sum[TOKENS][2];
-  for (int t = 0; t < TOKENS; ++t) sum[t][0] = sum[t][1] = zero();
-  for (int64_t step = 0; step < groups; ++step) {
-    int64_t g = step + a.first_group;
-    if (g >= groups) g -= groups;
-    const uint8_t* group = w + static_cast<size_t>(g) * Q4_GROUP_BYTES;
-    const uint16_t* halves = reinterpret_cast<const uint16_t*>(group);
-    for (int half = 0; half < 2; ++half) {
-      const uint8_t* chunks = group + 4 * PANEL + 256 * half;
-      VI low[TOKENS];
-      VI high[TOKENS];
-      for (int t = 0; t < TOKENS; ++t) low[t] = high[t] = zero_int();
-      for (int c = 0; c < 4; ++c) {
-        const VB bytes = load_bytes(chunks + 64 * c);
-        const VB first = low_nibbles(bytes);
-        const VB second = high_nibbles(bytes);
-        for (int t = 0; t < TOKENS; ++t) {
-          const int8_t* q = x.q + ((token + t) * groups + g) * GROUP + 4 * c;
-          low[t] = dot_nibbles(low[t], first, four_bytes(q));
-          high[t] = dot_nibbles(high[t], second, four_bytes(q + 16));
-        }
-      }
-      const VF scale = load_half(halves + LANES * half);
-      const VF minimum = load_half(halves + PANEL + LANES * half);
-      for (int t = 0; t < TOKENS; ++t) {
-        const int64_t at = (token + t) * groups + g;
-        VI dot = add_int(low[t], high[t]);
-        if (x.wide[at]) dot = add_int(times_128(dot), q4_dot(chunks, x.fine + at * GROUP));
-        const float s = x.scale[at];
-        sum[t][half] = fma(to_float(dot), mul(scale, set1(s)), sum[t][half]);
-        sum[t][half] = fma(minimum, set1(s * static_cast<float>(x.sum[at])), sum[t][half]);
-      }
+// A format is what a packed group of integers means: how its dot product with a token's integers is taken, and how it
+// joins the token's float sum.
+struct Q4 {
+  static constexpr size_t GROUP_BYTES = Q4_GROUP_BYTES;
+  static const uint8_t* chunks(const uint8_t* group, int half) { return group + 4 * PANEL + 256 * half; }
+  static VI dot(const uint8_t* chunks, const int8_t* q) { return q4_dot(chunks, q); }
+  template <int TOKENS>
+  static inline void dots(const uint8_t* chunks, const RoundedGroup* x, VI* out) {
+    PUNA_UNROLL for (int c = 0; c < 4; ++c) {
+      const VB bytes = load_bytes(chunks + 64 * c);
+      const VB first = low_nibbles(bytes);
+      const VB second = high_nibbles(bytes);
+      PUNA_UNROLL for (int t = 0; t < TOKENS; ++t) out[t] = dot_nibbles(out[t], first, four_bytes(x[t].q + 4 * c));
+      PUNA_UNROLL for (int t = 0; t < TOKENS; ++t)
+        out[t] = dot_nibbles(out[t], second, four_bytes(x[t].q + 4 * c + 16));
     }
   }
-  for (int t = 0; t < TOKENS; ++t) store_panel(a, panel, token + t, sum[t][0], sum[t][1]);
-}
-
-template <int TOKENS>
-static inline void q8_tile(const LinearArgs& a, int64_t panel, int64_t token) {
-  const int64_t groups = a.matrix->groups();
-  const QuantizedRows& x = a.quantized;
-  const uint8_t* w = a.matrix->panels + static_cast<size_t>(panel) * a.matrix->panel_bytes;
-  VF sum[TOKENS][2];
-  for (int t = 0; t < TOKENS; ++t) sum[t][0] = sum[t][1] = zero();
-  for (int64_t step = 0; step < groups; ++step) {
-    int64_t g = step + a.first_group;
-    if (g >= groups) g -= groups;
-    const uint8_t* group = w + static_cast<size_t>(g) * Q8_GROUP_BYTES;
+  // sum + scale * s * dot + minimum * s * (sum of the token's integers)
+  struct Factors { VF scale, minimum; };
+  static Factors factors(const uint8_t* group, int half) {
     const uint16_t* halves = reinterpret_cast<const uint16_t*>(group);
-    for (int half = 0; half < 2; ++half) {
-      const uint8_t* chunks = group + 2 * PANEL + 512 * half;
-      VI dots[TOKENS];
-      for (int t = 0; t < TOKENS; ++t) dots[t] = zero_int();
-      for (int c = 0; c < 8; ++c) {
-        const VB bytes = load_bytes(chunks + 64 * c);
-        for (int t = 0; t < TOKENS; ++t)
-          dots[t] = dot_bytes(dots[t], bytes, four_bytes(x.q + ((token + t) * groups + g) * GROUP + 4 * c));
-      }
-      const VF scale = load_half(halves + LANES * half);
-      for (int t = 0; t < TOKENS; ++t) {
-        const int64_t at = (token + t) * groups + g;
-        VI dot = dots[t];
-        if (x.wide[at]) dot = add_int(times_128(dot), q8_dot(chunks, x.fine + at * GROUP));
-        dot = add_int(dot, set1_int(-128 * x.sum[at]));  // weights are stored as q + 128
-        sum[t][half] = fma(to_float(dot), mul(scale, set1(x.scale[at])), sum[t][half]);
-      }
+    return {load_half(halves + LANES * half), load_half(halves + PANEL + LANES * half)};
+  }
+  static VF join(VF sum, const Factors& f, VI dot, const RoundedGroup& x) {
+    sum = fma(to_float(dot), mul(f.scale, set1(x.scale)), sum);
+    return fma(f.minimum, set1(x.offset), sum);
+  }
+};
+
+struct Q8 {
+  static constexpr size_t GROUP_BYTES = Q8_GROUP_BYTES;
+  static const uint8_t* chunks(const uint8_t* group, int half) { return group + 2 * PANEL + 512 * half; }
+  static VI dot(const uint8_t* chunks, const int8_t* q) { return q8_dot(chunks, q); }
+  template <int TOKENS>
+  static inline void dots(const uint8_t* chunks, const RoundedGroup* x, VI* out) {
+    PUNA_UNROLL for (int c = 0; c < 8; ++c) {
+      const VB bytes = load_bytes(chunks + 64 * c);
+      PUNA_UNROLL for (int t = 0; t < TOKENS; ++t) out[t] = dot_bytes(out[t], bytes, four_bytes(x[t].q + 4 * c));
     }
   }
-  for (int t = 0; t < TOKENS; ++t) store_panel(a, panel, token + t, sum[t][0], sum[t][1]);
-}
+  // Weights are stored as q + 128: 128 times the sum of the token's integers comes off again.
+  struct Factors { VF scale; };
+  static Factors factors(const uint8_t* group, int half) {
+    return {load_half(reinterpret_cast<const uint16_t*>(group) + LANES * half)};
+  }
+  static VF join(VF sum, const Factors& f, VI dot, const RoundedGroup& x) {
+    dot = add_int(dot, set1_int(-128 * x.sum));
+    return fma(to_float(dot), mul(f.scale, set1(x.scale)), sum);
+  }
+};
 
 template <int TOKENS>
-static inline void tile(const LinearArgs& a, int64_t panel, int64_t token) {
-  switch (a.matrix->layout) {
-    case Layout::float32: return float_tile<TOKENS>(a, panel, token);
-    case Layout::q4: return q4_tile<TOKENS>(a, panel, token);
-    case Layout::q8: return q8_tile<TOKENS>(a, panel, token);
+static inline bool any_wide(const uint8_t* wide) {
+  uint64_t all = 0;
+  std::memcpy(&all, wide, TOKENS < 8 ? TOKENS : 8);
+  if constexpr (TOKENS == 12) {
+    uint32_t more;
+    std::memcpy(&more, wide + 8, sizeof more);
+    all |= more;
+  }
+  return all != 0;
+}
+
+// One group joins the sums of sixteen output rows, for TOKENS tokens; `row` is the first of them.
+template <class Format, int TOKENS>
+static inline void integer_group(const LinearArgs& a, const uint8_t* group, const RoundedGroup* x, int64_t g, int64_t row,
+                                 int half, VF* sum) {
+  const uint8_t* chunks = Format::chunks(group, half);
+  VI dots[TOKENS];
+  if constexpr (TOKENS == 1) {
+    dots[0] = Format::dot(chunks, x->q);
+  } else {
+    PUNA_UNROLL for (int t = 0; t < TOKENS; ++t) dots[t] = zero_int();
+    Format::template dots<TOKENS>(chunks, x, dots);
+  }
+  const uint8_t* wide = a.quantized.wide + g * a.quantized.stride + row;
+  if (any_wide<TOKENS>(wide)) [[unlikely]] {
+    const int64_t groups = a.matrix->groups();
+    PUNA_UNROLL for (int t = 0; t < TOKENS; ++t)
+      if (wide[t]) dots[t] = add_int(times_128(dots[t]), Format::dot(chunks, a.quantized.fine + ((row + t) * groups + g) * GROUP));
+  }
+  const auto factors = Format::factors(group, half);
+  PUNA_UNROLL for (int t = 0; t < TOKENS; ++t) sum[t] = Format::join(sum[t], factors, dots[t], x[t]);
+}
+
+// Few tokens read a panel once from end to end, for reading is what they wait for; many take its halves one after the
+// other, for so their sums stay in registers.
+template <class Format, int TOKENS>
+static inline void integer_tile(const LinearArgs& a, int64_t panel, const TokenTile& tile) {
+  constexpr int HALVES = TOKENS <= 4 ? 2 : 1;  // at a time
+  const int64_t groups = a.matrix->groups();
+  const uint8_t* w = a.matrix->panels + static_cast<size_t>(panel) * a.matrix->panel_bytes;
+  const RoundedGroup* x = a.quantized.groups + tile.first * groups;
+  VF sums[2][TOKENS];
+  for (int half = 0; half < 2; half += HALVES) {
+    VF sum[HALVES][TOKENS];
+    PUNA_UNROLL for (int h = 0; h < HALVES; ++h)
+      PUNA_UNROLL for (int t = 0; t < TOKENS; ++t) sum[h][t] = zero();
+    int64_t g = a.first_group;
+    for (int64_t step = 0; step < groups; ++step, g = g + 1 == groups ? 0 : g + 1) {
+      const uint8_t* group = w + static_cast<size_t>(g) * Format::GROUP_BYTES;
+      if constexpr (HALVES == 2)
+        for (size_t line = 0; line < Format::GROUP_BYTES; line += 64) prefetch(group + PREFETCH_BYTES + line);
+      PUNA_UNROLL for (int h = 0; h < HALVES; ++h)
+        integer_group<Format, TOKENS>(a, group, x + g * TOKENS, g, tile.first, half + h, sum[h]);
+    }
+    PUNA_UNROLL for (int h = 0; h < HALVES; ++h)
+      PUNA_UNROLL for (int t = 0; t < TOKENS; ++t) sums[half + h][t] = sum[h][t];
+  }
+  const int64_t count = a.rows - tile.first < TOKENS ? a.rows - tile.first : TOKENS;
+  for (int64_t t = 0; t < count; ++t) store_panel(a, panel, tile.first + t, sums[0][t], sums[1][t]);
+}
+
+template <class Format>
+static inline void integer_tile(const LinearArgs& a, int64_t panel, const TokenTile& tile) {
+  switch (tile.size) {
+    case 1: return integer_tile<Format, 1>(a, panel, tile);
+    case 2: return integer_tile<Format, 2>(a, panel, tile);
+    case 4: return integer_tile<Format, 4>(a, panel, tile);
+#if PUNA_PATH == 512
+    case 8: return integer_tile<Format, 8>(a, panel, tile);
+    case 12: return integer_tile<Format, 12>(a, panel, tile);
+#endif
   }
 }
 
-static void linear(const LinearArgs& a, int64_t first, int64_t last) {
-  for (int64_t panel = first; panel < last; ++panel) {
-    int64_t token = 0;
-    for (; token + 4 <= a.rows; token += 4) tile<4>(a, panel, token);
-    for (; token + 2 <= a.rows; token += 2) tile<2>(a, panel, token);
-    for (; token < a.rows; ++token) tile<1>(a, panel, token);
+static void float_rows(const LinearArgs& a, int64_t panel, int64_t row, int64_t end) {
+  for (; row + 4 <= end; row += 4) float_tile<4>(a, panel, row);
+  for (; row + 2 <= end; row += 2) float_tile<2>(a, panel, row);
+  for (; row < end; ++row) float_tile<1>(a, panel, row);
+}
+
+static void linear(const LinearArgs& a, const LinearPart& part) {
+  for (int64_t panel = part.panel; panel < part.panel_end; ++panel) {
+    if (a.matrix->layout == Layout::float32) {
+      float_rows(a, panel, part.row, part.row_end);
+      continue;
+    }
+    for (int64_t row = part.row; row < part.row_end;) {
+      const TokenTile tile = tile_of(row, a.rows, MOST_TOKENS);
+      if (a.matrix->layout == Layout::q4)
+        integer_tile<Q4>(a, panel, tile);
+      else
+        integer_tile<Q8>(a, panel, tile);
+      row = tile.first + tile.size;
+    }
   }
 }
 

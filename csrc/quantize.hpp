@@ -15,51 +15,47 @@
 
 namespace puna::PUNA_NS {
 
-constexpr float WIDE_ABOVE = 4.0f;
-
-// Rounds 32 values to the nearest integer, ties to even, and returns their sum. A value that is not a number has no
-// integer: it becomes zero here, and the group's scale carries it on.
-static inline int32_t round_group(const float* values, int8_t* out) {
-  float rounded[GROUP];
-  store(rounded, round_even(load(values)));
-  store(rounded + LANES, round_even(load(values + LANES)));
-  int32_t total = 0;
-  for (int i = 0; i < GROUP; ++i) {
-    const float value = rounded[i] >= -127.0f && rounded[i] <= 127.0f ? rounded[i] : 0.0f;
-    out[i] = static_cast<int8_t>(value);
-    total += out[i];
-  }
-  return total;
-}
+constexpr float WIDE_ABOVE = 6.0f;
 
 static void quantize(const float* x, int64_t width, const QuantizedRows& out, int64_t row) {
   const int64_t groups = (width + GROUP - 1) / GROUP;
   const float mean_square = sum_of_squares(x, width) / static_cast<float>(width);
-  for (int64_t g = 0; g < groups; ++g) {
-    const int64_t at = row * groups + g;
-    float values[GROUP] = {};
+  const TokenTile tile = tile_of(row, out.rows, MOST_TOKENS);
+  RoundedGroup* to = out.groups + tile.first * groups + (row - tile.first);
+  for (int64_t g = 0; g < groups; ++g, to += tile.size) {
     const int64_t left = width - g * GROUP;
-    std::memcpy(values, x + g * GROUP, sizeof(float) * static_cast<size_t>(left < GROUP ? left : GROUP));
+    const float* values = x + g * GROUP;
+    float padded[GROUP] = {};
+    if (left < GROUP) {
+      std::memcpy(padded, values, sizeof(float) * static_cast<size_t>(left));
+      values = padded;
+    }
     VF low = load(values);
     VF high = load(values + LANES);
-    const float peak = reduce_max(max(absolute(low), absolute(high)));
-    const float scale = peak / 127.0f;
-    const VF inverse = set1(scale > 0 ? 1.0f / scale : 0.0f);
-    low = mul(low, inverse);
-    high = mul(high, inverse);
-    store(values, low);
-    store(values + LANES, high);
-    int8_t* q = out.q + at * GROUP;
-    out.sum[at] = round_group(values, q);
-    out.scale[at] = scale;
-    out.wide[at] = peak * peak > WIDE_ABOVE * WIDE_ABOVE * mean_square;
-    if (out.wide[at]) {
-      for (int i = 0; i < GROUP; ++i) values[i] = (values[i] - static_cast<float>(q[i])) * 128.0f;
-      out.sum[at] = 128 * out.sum[at] + round_group(values, out.fine + at * GROUP);
-      out.scale[at] = scale / 128.0f;
+    uint8_t wide = 0;
+    if (!all_finite(low) || !all_finite(high)) [[unlikely]] {
+      // What is not a number has no integer: the group's scale carries it on.
+      *to = {};
+      to->scale = to->offset = __builtin_nanf("");
+    } else {
+      const float peak = reduce_max(max(absolute(low), absolute(high)));
+      to->scale = peak / 127.0f;
+      const VF inverse = set1(to->scale > 0 ? 1.0f / to->scale : 0.0f);
+      low = min(mul(low, inverse), set1(127.0f));
+      high = min(mul(high, inverse), set1(127.0f));
+      to->sum = to_bytes(low, high, to->q);
+      wide = peak * peak > WIDE_ABOVE * WIDE_ABOVE * mean_square;
+      if (wide) {
+        low = mul(sub(low, round_even(low)), set1(128.0f));
+        high = mul(sub(high, round_even(high)), set1(128.0f));
+        to->sum = 128 * to->sum + to_bytes(low, high, out.fine + (row * groups + g) * GROUP);
+        to->scale /= 128.0f;
+      }
+      to->offset = to->scale * static_cast<float>(to->sum);
     }
-    for (int64_t i = 0; i < GROUP && i < left; ++i)
-      if (!(x[g * GROUP + i] - x[g * GROUP + i] == 0.0f)) out.scale[at] = __builtin_nanf("");
+    // Only written where it changes: bytes of rows that other threads round lie beside it.
+    uint8_t& flag = out.wide[g * out.stride + row];
+    if (flag != wide) flag = wide;
   }
 }
 

@@ -89,6 +89,25 @@ static void add_rows(const float* x, float* out, int64_t width) {
       width, [&](int64_t i) { store(out + i, add(load(out + i), load(x + i))); }, [&](int64_t i) { out[i] += x[i]; });
 }
 
+static void rope(float* x, const float* cos, const float* sin, int64_t heads, int64_t head_dim, int64_t pairs,
+                 bool interleaved) {
+  for (int64_t h = 0; h < heads; ++h, x += head_dim) {
+    int64_t i = 0;
+    for (; !interleaved && i + LANES <= pairs; i += LANES) {
+      const VF a = load(x + i), b = load(x + i + pairs), c = load(cos + i), s = load(sin + i);
+      store(x + i, sub(mul(a, c), mul(b, s)));
+      store(x + i + pairs, add(mul(a, s), mul(b, c)));
+    }
+    for (; i < pairs; ++i) {
+      float& a = x[interleaved ? 2 * i : i];
+      float& b = x[interleaved ? 2 * i + 1 : i + pairs];
+      const float turned = a * cos[i] - b * sin[i];
+      b = a * sin[i] + b * cos[i];
+      a = turned;
+    }
+  }
+}
+
 static void to_half(const float* x, uint16_t* out, int64_t width) {
   for_lanes(
       width, [&](int64_t i) { store_half(out + i, load(x + i)); }, [&](int64_t i) { out[i] = float_to_half(x[i]); });

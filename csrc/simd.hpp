@@ -26,6 +26,8 @@
 namespace puna::PUNA_NS {
 
 constexpr int LANES = 16;
+// Tokens of the largest tile of the integer matmuls: as many as their sums fit into registers.
+constexpr int MOST_TOKENS = PUNA_PATH == 512 ? 12 : 4;
 
 #if PUNA_PATH == 512
 
@@ -71,6 +73,19 @@ static inline void load_bf16_pairs(const uint16_t* p, VF& first, VF& second) {
 static inline VF keep_lanes(VF a, int low, int high, float other) {
   const unsigned mask = ((1u << high) - 1u) & ~((1u << low) - 1u);
   return {_mm512_mask_blend_ps(static_cast<__mmask16>(mask), _mm512_set1_ps(other), a.v)};
+}
+
+static inline bool all_finite(VF a) {
+  return _mm512_cmp_ps_mask(_mm512_sub_ps(a.v, a.v), _mm512_setzero_ps(), _CMP_EQ_OQ) == 0xffff;
+}
+// Sixteen numbers of at most 127 in size to bytes, ties to even; returns them as integers too.
+static inline __m512i to_bytes(VF a, int8_t* out) {
+  const __m512i whole = _mm512_cvtps_epi32(a.v);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtepi32_epi8(whole));
+  return whole;
+}
+static inline int32_t to_bytes(VF a, VF b, int8_t* out) {
+  return _mm512_reduce_add_epi32(_mm512_add_epi32(to_bytes(a, out), to_bytes(b, out + 16)));
 }
 
 static inline VI zero_int() { return {_mm512_setzero_si512()}; }
@@ -156,6 +171,24 @@ static inline VF keep_lanes(VF x, int low, int high, float other) {
   for (int i = 0; i < LANES; ++i)
     if (i < low || i >= high) lanes[i] = other;
   return load(lanes);
+}
+
+static inline bool all_finite(VF x) {
+  const __m256 zeros = _mm256_setzero_ps();
+  const __m256 a = _mm256_cmp_ps(_mm256_sub_ps(x.a, x.a), zeros, _CMP_EQ_OQ);
+  const __m256 b = _mm256_cmp_ps(_mm256_sub_ps(x.b, x.b), zeros, _CMP_EQ_OQ);
+  return _mm256_movemask_ps(_mm256_and_ps(a, b)) == 0xff;
+}
+static inline int32_t to_bytes(VF x, VF y, int8_t* out) {
+  const __m256i xa = _mm256_cvtps_epi32(x.a), xb = _mm256_cvtps_epi32(x.b);
+  const __m256i ya = _mm256_cvtps_epi32(y.a), yb = _mm256_cvtps_epi32(y.b);
+  const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(xa, xb), _mm256_packs_epi32(ya, yb));
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_permutevar8x32_epi32(bytes, order));
+  const __m256i sum = _mm256_add_epi32(_mm256_add_epi32(xa, xb), _mm256_add_epi32(ya, yb));
+  __m128i half = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
+  half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(half, _mm_shuffle_epi32(half, 0xb1)));
 }
 
 static inline VI zero_int() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
@@ -248,6 +281,23 @@ static inline VF keep_lanes(VF a, int low, int high, float other) {
 }
 #undef PUNA_EACH
 
+static inline bool all_finite(VF a) {
+  bool finite = true;
+  for (int i = 0; i < LANES; ++i) finite &= a.v[i] - a.v[i] == 0.0f;
+  return finite;
+}
+static inline int32_t to_bytes(VF a, VF b, int8_t* out) {
+  a = round_even(a);
+  b = round_even(b);
+  int32_t sum = 0;
+  for (int i = 0; i < LANES; ++i) {
+    out[i] = static_cast<int8_t>(a.v[i]);
+    out[LANES + i] = static_cast<int8_t>(b.v[i]);
+    sum += out[i] + out[LANES + i];
+  }
+  return sum;
+}
+
 static inline VI zero_int() { return VI{}; }
 static inline VI set1_int(int32_t x) {
   VI r;
@@ -291,7 +341,30 @@ static inline VI dot_nibbles(VI sum, VB a, int32_t four) { return dot_bytes(sum,
 
 #endif
 
-// Reductions go through memory in one fixed tree: (0+8)(1+9).. -> 4 -> 2 -> 1, the same on every path.
+// Reductions go in one fixed tree, the same on every path: (0+8)(1+9).. -> 4 -> 2 -> 1.
+#if PUNA_PATH == 512 || PUNA_PATH == 256
+template <class Fold>
+static inline float reduce_quad(__m256 eight, Fold fold) {
+  __m128 four = fold(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  four = fold(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(fold(four, _mm_shuffle_ps(four, four, 1)));
+}
+#if PUNA_PATH == 512
+static inline __m256 low_half(VF a) { return _mm512_castps512_ps256(a.v); }
+static inline __m256 high_half(VF a) { return _mm512_extractf32x8_ps(a.v, 1); }
+#else
+static inline __m256 low_half(VF a) { return a.a; }
+static inline __m256 high_half(VF a) { return a.b; }
+#endif
+static inline float reduce_add(VF a) {
+  const auto fold = [](__m128 x, __m128 y) { return _mm_add_ps(x, y); };
+  return reduce_quad(_mm256_add_ps(low_half(a), high_half(a)), fold);
+}
+static inline float reduce_max(VF a) {
+  const auto fold = [](__m128 x, __m128 y) { return _mm_max_ps(x, y); };
+  return reduce_quad(_mm256_max_ps(low_half(a), high_half(a)), fold);
+}
+#else
 static inline float reduce_add(VF a) {
   float lanes[LANES];
   store(lanes, a);
@@ -306,6 +379,7 @@ static inline float reduce_max(VF a) {
     for (int i = 0; i < width; ++i) lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
   return lanes[0];
 }
+#endif
 
 // exp(x) within 2 ulp for x <= 88; below -87.3 the result is flushed to about 1e-38, never to a negative or a NaN.
 // x = n log 2 + r with |r| <= log(2) / 2, and a polynomial of degree 6 in r.

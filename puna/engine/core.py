@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from puna.engine.backend import Backend, open_backend
 from puna.engine.config import EngineConfig
-from puna.engine.decoding import Decoding, end_update, finish_rule, token_update
 from puna.engine.door import DoorLimits, check_request
 from puna.engine.entry import StreamMaker
-from puna.engine.live import LiveRequest, Sample, Stream
-from puna.engine.news import StepNews
+from puna.engine.live import LiveRequest, Sample, Stream, position_logprobs
+from puna.engine.news import Roster, StepNews
 from puna.engine.params import EngineRequest, FinishReason, SampleUpdate
 from puna.engine.record import StepRecorder, open_recorder
 from puna.engine.runner import PreparedStep, Runner
 from puna.engine.stats import EngineCounters, EngineStats
 from puna.errors import InputError
-from puna.kernels.batch import I32, NO_TOKEN, U64, StepOutput
+from puna.kernels.batch import GREEDY_BELOW, I32, NO_TOKEN, U64, StepOutput
 from puna.sched.config import SchedulerConfig
 from puna.sched.fcfs import Fcfs
 from puna.sched.policy import Policy
@@ -60,7 +60,7 @@ class Engine:
         self._live: dict[str, LiveRequest] = {}
         self._outbox: list[SampleUpdate] = []
         self._maker = StreamMaker(self.limits)
-        self._decoding: Decoding | None = None
+        self._decoding: _Decoding | None = None
         self._last_drawn: I32 | None = None
 
     @property
@@ -169,9 +169,9 @@ class Engine:
         (sample, *_) = stream.samples
         if not stream.sequence.output_len:
             return
-        reason, stop_id = finish_rule(sample, stream.sequence)
+        reason, stop_id = self._finish_rule(sample, stream.sequence)
         if reason is not None:
-            self._outbox.append(end_update(sample, reason, stop_token_id=stop_id))
+            self._outbox.append(_update(sample, [], finish_reason=reason, stop_token_id=stop_id))
             self._end(stream, sample, reason)
 
     def _owners(self, step: ScheduledStep) -> list[tuple[str, list[int]]]:
@@ -192,18 +192,28 @@ class Engine:
                 self.scheduler.append(places[sample].sequence, token, now)
             updates.append(self._drawn(places[sample], sample, token, output, s))
         for _, sample, reason in prepared.faults:
-            updates.append(end_update(sample, "error", error=reason))
+            updates.append(_update(sample, [], finish_reason="error", error=reason))
             self._end(places[sample], sample, "error")
         return StepNews(updates)
 
-    def _decoding_of(self, prepared: PreparedStep) -> Decoding | None:
+    def _decoding_of(self, prepared: PreparedStep) -> _Decoding | None:
         """None where a sample has its first token in this step: that comes with more than a token."""
-        if self._decoding is None or self._decoding.prepared is not prepared:
-            self._decoding = Decoding.of(prepared)
+        decoding = self._decoding
+        if decoding is not None and decoding.prepared is prepared:
+            return decoding
+        samples = [sample for _, sample in prepared.drawn]
+        if not all(sample.started for sample in samples):
+            return None
+        self._decoding = _Decoding(
+            prepared,
+            Roster(tuple((sample.request_id, sample.index) for sample in samples)),
+            [sample.recipe.last_ids for sample in samples],
+            {s for s, sample in enumerate(samples) if sample.recipe.params.logprobs is not None},
+        )
         return self._decoding
 
     def _deliver_column(
-        self, decoding: Decoding, step: ScheduledStep, output: StepOutput, now: float, updates: list[SampleUpdate]
+        self, decoding: _Decoding, step: ScheduledStep, output: StepOutput, now: float, updates: list[SampleUpdate]
     ) -> StepNews:
         """One token a row, and objects only for those that end or want log-probabilities."""
         tokens = output.tokens.tolist()
@@ -238,12 +248,40 @@ class Engine:
         """The update for the token of row s, which its sequence has by now; ends the sample if it was the last."""
         if token == NO_TOKEN:
             self._end(stream, sample, "error")
-            return end_update(sample, "error", error=NOT_NUMBERS)
+            return _update(sample, [], finish_reason="error", error=NOT_NUMBERS)
+        sequence = stream.sequence
         self.counters.generated_tokens += 1
-        update = token_update(stream, sample, token, output, s)
-        if update.finish_reason is not None:
-            self._end(stream, sample, update.finish_reason)
+        reason, stop_id = self._finish_rule(sample, sequence)
+        k = sample.recipe.params.logprobs
+        logprobs = None
+        if k is not None:
+            top_ids, top_logprobs = output.top_ids[s, :k].tolist(), output.top_logprobs[s, :k].tolist()
+            logprobs = [position_logprobs(token, float(output.logprob[s]), int(output.rank[s]), top_ids, top_logprobs)]
+        first = not sample.started
+        sample.started = True
+        update = SampleUpdate(
+            request_id=sample.request_id,
+            index=sample.index,
+            token_ids=[token],
+            logprobs=logprobs,
+            prompt_logprobs=stream.scores.entries() if first and stream.scores is not None else None,
+            seed=sample.recipe.seed if first and sample.recipe.params.temperature >= GREEDY_BELOW else None,
+            cached_tokens=sequence.cached_len if first else None,
+            finish_reason=reason,
+            stop_token_id=stop_id,
+        )
+        if reason is not None:
+            self._end(stream, sample, reason)
         return update
+
+    def _finish_rule(self, sample: Sample, sequence: Sequence) -> tuple[FinishReason | None, int | None]:
+        recipe, token = sample.recipe, sequence.tokens[-1]
+        if sequence.output_len > recipe.params.min_tokens:
+            if token in recipe.eos_ids:
+                return "stop", None
+            if token in recipe.stop_ids:
+                return "stop", token
+        return ("length", None) if sequence.total_len >= sequence.max_total_len else (None, None)
 
     def _give_up(self, sequence: Sequence) -> list[SampleUpdate]:
         """Ends the samples of a sequence that the scheduler cannot or will not run."""
@@ -251,7 +289,7 @@ class Engine:
         updates = []
         for sample in list(stream.samples):
             error = "given up by the scheduler: it waited too long, or its keys and values do not fit into the pool"
-            updates.append(end_update(sample, "error", error=error))
+            updates.append(_update(sample, [], finish_reason="error", error=error))
             self._end(stream, sample, "error")
         return updates
 
@@ -273,6 +311,34 @@ class Engine:
         live.streams.remove(stream)
         if not live.streams:
             del self._live[sample.request_id]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Decoding:
+    """Of the rows of a prepared step that may be repeated: names, ids that may end each, and who wants more."""
+
+    prepared: PreparedStep
+    roster: Roster
+    last_ids: list[frozenset[int]]
+    with_logprobs: set[int]
+
+
+def _update(
+    sample: Sample,
+    token_ids: list[int],
+    *,
+    finish_reason: FinishReason,
+    stop_token_id: int | None = None,
+    error: str | None = None,
+) -> SampleUpdate:
+    return SampleUpdate(
+        request_id=sample.request_id,
+        index=sample.index,
+        token_ids=token_ids,
+        finish_reason=finish_reason,
+        stop_token_id=stop_token_id,
+        error=error,
+    )
 
 
 def _scheduler_config(backend: Backend) -> SchedulerConfig:

@@ -28,20 +28,23 @@ from puna.engine.messages import (
     BOARD_STEP_NS,
     BOARD_STEPS,
     LENGTH,
+    STATS_S,
     Abort,
     EngineInfo,
     Failed,
+    FromEngine,
     MemoryLine,
     Ready,
     Refused,
     Start,
+    Stepped,
     Stop,
     ToEngine,
     check_length,
+    frame,
     kind_of,
 )
-from puna.engine.news import StepNews
-from puna.engine.outbox import Outbox, send_message
+from puna.engine.news import Roster, StepNews
 from puna.engine.params import EngineRequest
 from puna.errors import InputError, OverloadedError, PunaError
 
@@ -63,14 +66,12 @@ def main(socket_fd: int, board_fd: int) -> None:
         engine = Engine(start.config, progress=np.frombuffer(board, np.uint64, 1))
         ready = Ready(_info(engine))
     except PunaError as error:
-        send_message(connection, Failed(kind_of(error), str(error), getattr(error, "param", None)))
+        _send(connection, Failed(kind_of(error), str(error), getattr(error, "param", None)))
         raise SystemExit(1) from None
     except MemoryError:
-        send_message(
-            connection, Failed("MemoryBudgetError", "memory ran out while the model was loaded; lower kv_bytes")
-        )
+        _send(connection, Failed("MemoryBudgetError", "memory ran out while the model was loaded; lower kv_bytes"))
         raise SystemExit(1) from None
-    send_message(connection, ready)
+    _send(connection, ready)
     _serve(engine, connection, inbox, memoryview(board).cast("q"))
 
 
@@ -92,7 +93,7 @@ def _read(connection: socket.socket, inbox: queue.Queue[ToEngine]) -> None:
 def _serve(engine: Engine, connection: socket.socket, inbox: queue.Queue[ToEngine], board: memoryview) -> None:
     gc.collect()
     gc.freeze()  # the model and the modules stay: no collection needs to walk over them
-    outbox = Outbox(engine, connection)
+    outbox = _Outbox(engine, connection)
     warned = False
     while True:
         news = _drain(inbox, wait=not engine.has_work)
@@ -112,6 +113,31 @@ def _serve(engine: Engine, connection: socket.socket, inbox: queue.Queue[ToEngin
             print(f"puna engine: recording stopped: {engine.recording_failure}", file=sys.stderr)
 
 
+class _Outbox:
+    """Sends the news of steps, and says who is on the roster only when that changes."""
+
+    def __init__(self, engine: Engine, connection: socket.socket) -> None:
+        self._engine = engine
+        self._connection = connection
+        self._roster: Roster | None = None
+        self._stats_sent_s = 0.0
+
+    def send(self, news: StepNews, *, stats_asked: bool) -> None:
+        """One message, or none where there is nothing to tell. `stats_asked`: with figures, however fresh the last."""
+        begun = time.perf_counter()
+        stats = None
+        if stats_asked or begun - self._stats_sent_s >= STATS_S or not self._engine.has_work:
+            stats, self._stats_sent_s = self._engine.stats(), begun
+        tokens = news.tokens or []
+        if not (tokens or news.updates or stats):
+            return
+        names = None
+        if news.roster is not None and news.roster is not self._roster:
+            self._roster, names = news.roster, news.roster.names
+        _send(self._connection, Stepped(tokens, names, news.updates, stats))
+        self._engine.counters.transport_s += time.perf_counter() - begun
+
+
 def _drain(inbox: queue.Queue[T], *, wait: bool) -> list[T]:
     """All messages that are there; with `wait`, at least one."""
     news = [inbox.get()] if wait else []
@@ -128,7 +154,7 @@ def _handle(engine: Engine, connection: socket.socket, message: ToEngine) -> Non
             except PunaError as error:
                 retry = error.retry_after_s if isinstance(error, OverloadedError) else None
                 param = error.param if isinstance(error, InputError) else None
-                send_message(connection, Refused(message.request_id, kind_of(error), str(error), param, retry))
+                _send(connection, Refused(message.request_id, kind_of(error), str(error), param, retry))
         case Abort():
             engine.abort(message.request_id, message.index)
 
@@ -136,6 +162,13 @@ def _handle(engine: Engine, connection: socket.socket, message: ToEngine) -> Non
 def _stamp(board: memoryview) -> None:
     board[BOARD_STEP_NS] = time.monotonic_ns()
     board[BOARD_STEPS] += 1
+
+
+def _send(connection: socket.socket, message: FromEngine) -> None:
+    try:
+        connection.sendall(frame(message))
+    except OSError:
+        os._exit(0)  # the client is gone
 
 
 def _info(engine: Engine) -> EngineInfo:

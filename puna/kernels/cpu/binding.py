@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +46,17 @@ def settled_path(isa: str) -> str:
             f"instruction path {isa!r} cannot run here; this machine runs: auto, {', '.join(known)}", param="isa"
         )
     return known[0] if isa == "auto" else isa
+
+
+class StageTime(NamedTuple):
+    """A stage of a step (csrc/executor.hpp): times over all its calls, bytes of packed weights that they read, and
+    operations of their matmuls (a multiply-add counts as two)."""
+
+    name: str
+    calls: int
+    nanoseconds: int
+    bytes: int
+    operations: int
 
 
 class NativeInterpreter:
@@ -148,6 +159,14 @@ class NativeInterpreter:
 
     def progress(self) -> int:
         return int(self._core.progress())
+
+    def profile(self, on: bool) -> None:
+        """Begins (from nothing) or ends to keep times of the stages of steps."""
+        self._core.profile(on)
+
+    def profile_times(self) -> list[StageTime]:
+        """What was kept since profiling began, in the order in which stages were first met."""
+        return [StageTime(*row) for row in self._core.profile_times()]
 
     def break_batch_invariance(self, broken: bool) -> None:
         """Testing aid: lets the order of sums depend on the batch, the mistake that identity tests must catch."""

@@ -15,7 +15,7 @@ F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
 
 GROUP = 32  # values that share one scale on the integer path
-WIDE_ABOVE = 4.0  # a group with a value this many times the row's root mean square is held in two bytes
+WIDE_ABOVE = 6.0  # a group with a value this many times the row's root mean square is held in two bytes
 
 
 def rms_norm(x: F32, weight: F32, eps: float, group: int = 0) -> F32:

@@ -1,0 +1,144 @@
+// How the executor runs a stage: the operators of one row, and linears over panels and blocks of rows.
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+
+#include "executor.hpp"
+
+namespace puna {
+
+namespace {
+
+constexpr int64_t ROW_GRAIN = 2;    // fewer rows than this are quicker on the calling thread
+constexpr int64_t RUNS_A_THREAD = 8;
+
+}  // namespace
+
+void Executor::run(const OpList& list, std::vector<Floats>& buffers, int64_t rows, const StepView& view) {
+  using Clock = std::chrono::steady_clock;
+  for (const Stage& stage : list.stages) {
+    const Clock::time_point begun = profiling_ ? Clock::now() : Clock::time_point{};
+    run_stage(list, stage, buffers, rows, view);
+    if (profiling_) note(stage, rows, std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - begun).count());
+    progress_->fetch_add(stage.ops.size(), std::memory_order_relaxed);
+  }
+}
+
+void Executor::run_stage(const OpList& list, const Stage& stage, std::vector<Floats>& buffers, int64_t rows, const StepView& view) {
+  if (stage.kind == Stage::rows) return run_rows(list, stage, buffers, rows, view);
+  if (stage.kind == Stage::linears) return run_linears(list, stage, buffers, rows);
+  const Op& op = list.ops[static_cast<size_t>(stage.ops[0])];
+  const auto buffer = [&](size_t i) { return buffers[static_cast<size_t>(op.ints[i])].data(); };
+  if (op.kind == OpKind::store_kv)
+    return kv_.store(*kernels_, pool_, view.places(), static_cast<size_t>(op.ints[0]), buffer(1), buffer(2));
+  const AttendShape shape{static_cast<size_t>(op.ints[2]), op.ints[3], static_cast<int>(op.ints[6]), op.floats[0], op.floats[1]};
+  attention_.run(*kernels_, pool_, kv_, shape, buffer(1), buffer(0));
+}
+
+void Executor::run_rows(const OpList& list, const Stage& stage, std::vector<Floats>& buffers, int64_t rows, const StepView& view) {
+  const size_t input = static_cast<size_t>(std::max(stage.rounded, 0));
+  QuantizedRows rounded{};
+  if (stage.rounded >= 0) rounded = rounded_.prepare(rows, widths_[input]);
+  pool_.run(rows, ROW_GRAIN, [&](int64_t first, int64_t last, int) {
+    for (int64_t row = first; row < last; ++row) {
+      for (const int op : stage.ops) run_row(list.ops[static_cast<size_t>(op)], buffers, row, view);
+      if (stage.rounded >= 0) kernels_->quantize(buffers[input].data() + row * widths_[input], widths_[input], rounded, row);
+    }
+  });
+}
+
+// All panels of all matrices are one run of items, block of rows after block of rows.
+void Executor::run_linears(const OpList& list, const Stage& stage, std::vector<Floats>& buffers, int64_t rows) {
+  std::vector<LinearArgs>& jobs = linear_jobs_;
+  jobs.clear();
+  int64_t panels = 0;
+  for (const int i : stage.ops) {
+    const Op& op = list.ops[static_cast<size_t>(i)];
+    const Matrix& m = weights_[static_cast<size_t>(op.ints[2])]->matrix;
+    LinearArgs args{};
+    args.matrix = &m;
+    args.x = buffers[static_cast<size_t>(op.ints[0])].data();
+    if (m.layout != Layout::float32) args.quantized = rounded_.prepare(rows, m.in_features);
+    args.rows = rows;
+    args.bias = op.ints[3] < 0 ? nullptr : weights_[static_cast<size_t>(op.ints[3])]->vector.data();
+    args.out = buffers[static_cast<size_t>(op.ints[1])].data();
+    args.out_stride = stride(static_cast<int>(op.ints[1]));
+    args.accumulate = op.ints[4] != 0;
+    args.first_group = broken_order_ ? rows % m.groups() : 0;
+    jobs.push_back(args);
+    panels += m.panel_count();
+  }
+  const int64_t block = kernels_->block_rows;
+  const int64_t blocks = std::max<int64_t>(1, rows / block);  // the last one holds what remains, too
+  const int64_t items = panels * blocks;
+  const int64_t grain = std::max<int64_t>(1, items / (pool_.threads() * RUNS_A_THREAD));
+  pool_.run(items, grain, [&](int64_t first, int64_t last, int) {
+    while (first < last) {
+      LinearPart part{};
+      const int64_t b = first / panels;
+      part.row = b * block;
+      part.row_end = b + 1 == blocks ? rows : part.row + block;
+      int64_t panel = first % panels;
+      size_t job = 0;
+      while (panel >= jobs[job].matrix->panel_count()) panel -= jobs[job++].matrix->panel_count();
+      part.panel = panel;
+      part.panel_end = std::min(jobs[job].matrix->panel_count(), panel + last - first);
+      kernels_->linear(jobs[job], part);
+      first += part.panel_end - part.panel;
+    }
+  });
+}
+
+void Executor::run_row(const Op& op, std::vector<Floats>& buffers, int64_t row, const StepView& view) {
+  const auto width = [&](size_t i) { return widths_[static_cast<size_t>(op.ints[i])]; };
+  const auto at = [&](size_t i) { return buffers[static_cast<size_t>(op.ints[i])].data() + row * stride(static_cast<int>(op.ints[i])); };
+  const auto vector = [&](size_t i) {
+    return op.ints[i] < 0 ? nullptr : weights_[static_cast<size_t>(op.ints[i])]->vector.data();
+  };
+  switch (op.kind) {
+    case OpKind::embed: embed(op, at(0), view.token_ids[row], false); break;
+    case OpKind::embed_positions: embed(op, at(0), view.positions[row] + op.ints[2], true); break;
+    case OpKind::rms_norm: {
+      const int64_t group = op.ints[3] ? op.ints[3] : width(0);
+      for (int64_t i = 0; i < width(0); i += group) kernels_->rms_norm(at(1) + i, vector(2), at(0) + i, group, op.floats[0]);
+      break;
+    }
+    case OpKind::layer_norm: kernels_->layer_norm(at(1), vector(2), vector(3), at(0), width(0), op.floats[0]); break;
+    case OpKind::rope: {
+      const Rotation& table = rotations_[static_cast<size_t>(op.rope_table)];
+      const int64_t pairs = static_cast<int64_t>(table.inv_freq.size());
+      kernels_->rope(at(0), table.cos.data() + row * pairs, table.sin.data() + row * pairs, op.ints[1], op.ints[2], pairs,
+                     op.ints[3] == 0);
+      break;
+    }
+    case OpKind::activate: kernels_->gate(at(1), nullptr, at(0), width(0), static_cast<int>(op.ints[2])); break;
+    case OpKind::gate: kernels_->gate(at(1), at(2), at(0), width(0), static_cast<int>(op.ints[3])); break;
+    case OpKind::add: kernels_->add(at(1), at(0), width(0)); break;
+    case OpKind::scale:
+      for (int64_t i = 0; i < width(0); ++i) at(0)[i] *= op.floats[0];
+      break;
+    case OpKind::softcap:
+      for (int64_t i = 0; i < width(0); ++i) at(0)[i] = op.floats[0] * std::tanh(at(0)[i] / op.floats[0]);
+      break;
+    case OpKind::linear:
+    case OpKind::store_kv:
+    case OpKind::attend: break;  // stages of their own
+  }
+}
+
+void Executor::embed(const Op& op, float* out, int64_t table_row, bool add) {
+  const Weight& weight = *weights_[static_cast<size_t>(op.ints[1])];
+  const auto read = [&](float* to) {
+    if (weight.matrix.panels) return unpack_row(weight.matrix, table_row, to);
+    if (!weight.raw) return static_cast<void>(std::copy(weight.vector.begin(), weight.vector.end(), to));
+    const size_t bytes = row_bytes(weight.type, weight.width);
+    decode_row(weight.type, weight.raw + static_cast<size_t>(table_row) * bytes, weight.width, to);
+  };
+  if (!add) return read(out);
+  std::vector<float> values(static_cast<size_t>(weight.width));
+  read(values.data());
+  kernels_->add(values.data(), out, weight.width);
+}
+
+}  // namespace puna
