@@ -1,143 +1,306 @@
-// Causal attention over block tables, one pass with an online softmax.
+// Causal attention over block tables: softmax of scores range by range, ranges merged in the order of their positions.
 //
-// One call serves the query heads of one key head for some tokens of one sequence. Keys and values of a block lie so,
-// for block_size B and head dimension D:
+// The keys of a sequence are cut into ranges of 128 from position 0 on. Of each range a row takes scores, the highest of
+// them, weights beside that one, their sum and the weighted sum of values; what it has gathered so far and the range are
+// then rescaled to the higher of both peaks and added. Neither the cut nor the order knows which tokens are computed
+// together or who computes a range: a token alone, in a chunk of a prompt, or with its ranges on several threads
+// (`partials`, then attend_merge) is the same arithmetic, and so the same bits. Everything is float32.
 //
-//   keys    [D][B] float32 or f16   | [D / 2][B][2] bf16: pairs of dimensions
-//   values  [B][D] float32 or f16   | [B][D] bf16
-//
-// A tile is sixteen tokens: its scores come from one vector load a dimension (two dimensions for bf16), shared by all
-// query heads of the group. Queries, scores and sums stay in float32. A token walks the tiles of its own sequence from the first visible one to itself, so its
-// result depends on its position alone. Reads 4 D bytes a cached token in two-byte types, for 4 D multiply-adds a query head.
+// Bytes and operations a range and key head: 512 D bytes in two-byte types, 512 D operations a row. With few rows the
+// cache is read straight into registers; with many it is widened once into scratch that the tiles then share.
 #pragma once
 
+#include "attention_tiles.hpp"
+#include "elementary.hpp"
 #include "kernels.hpp"
-#include "simd.hpp"
+
+#include <utility>
 
 namespace puna::PUNA_NS {
 
-constexpr int MAX_GROUP = 4;  // query heads served by one pass over the keys
+constexpr int WIDENED_FROM = 2 * ROWS + 1;  // rows from which the cache is widened before it is used
+constexpr int WIDENED_TILES = 4;            // at a time: with head dimension 64, a third of the nearest cache
+constexpr float LOG2_E = 1.44269504f;       // scores are kept as powers of two
 
-template <int HEADS, CacheType CACHE>
-static inline void tile_scores(const AttendArgs& a, const float* query, const uint8_t* block, int lane, VF* scores) {
-  VF even[HEADS];
-  VF odd[HEADS];
-  for (int h = 0; h < HEADS; ++h) even[h] = odd[h] = zero();
-  for (int d = 0; d < a.head_dim; d += 2) {
-    VF first;
-    VF second;
-    if constexpr (CACHE == CacheType::bf16) {
-      const uint16_t* keys = reinterpret_cast<const uint16_t*>(block) + (static_cast<size_t>(d) * a.block_size + 2 * lane);
-      load_bf16_pairs(keys, first, second);
-    } else if constexpr (CACHE == CacheType::f16) {
-      const uint16_t* keys = reinterpret_cast<const uint16_t*>(block) + (static_cast<size_t>(d) * a.block_size + lane);
-      first = load_half(keys);
-      second = load_half(keys + a.block_size);
+// Of each row: weighted sums of values, weights summed in sixteen lanes, the highest score.
+struct Gathered {
+  float* sums;
+  float* totals;
+  float* peaks;
+};
+
+struct AttendScratch {
+  float* query;   // [rows][head_dim], scaled
+  float* scores;  // [rows][ATTEND_RANGE], then weights
+  Gathered own;
+  Gathered range;
+  float* shrink_own;
+  float* shrink_range;
+  int* low;  // visible keys of the range: low .. high - 1
+  int* high;
+  float* widened;  // [WIDENED_TILES][16][head_dim], keys or values
+};
+
+static inline Gathered gathered_at(float* at, int rows, int dim) {
+  float* totals = at + static_cast<int64_t>(rows) * dim;
+  return {at, totals, totals + static_cast<int64_t>(rows) * LANES};
+}
+
+static inline AttendScratch cut_scratch(float* at, int rows, int dim) {
+  const auto take = [&](int64_t floats) { return std::exchange(at, at + floats); };
+  const int64_t padded = (rows + LANES - 1) / LANES * LANES;
+  AttendScratch s{};
+  s.query = take(static_cast<int64_t>(rows) * dim);
+  s.scores = take(static_cast<int64_t>(rows) * ATTEND_RANGE);
+  s.own = gathered_at(take(attend_partial_floats(rows, dim)), rows, dim);
+  s.range = gathered_at(take(attend_partial_floats(rows, dim)), rows, dim);
+  s.shrink_own = take(padded);
+  s.shrink_range = take(padded);
+  s.low = reinterpret_cast<int*>(take(padded));
+  s.high = reinterpret_cast<int*>(take(padded));
+  s.widened = take(static_cast<int64_t>(ATTEND_RANGE) / 2 * dim);
+  return s;
+}
+
+static inline void begin_gathering(const Gathered& g, int rows, int dim) {
+  std::memset(g.sums, 0, sizeof(float) * static_cast<size_t>(rows * dim));
+  std::memset(g.totals, 0, sizeof(float) * static_cast<size_t>(rows * LANES));
+  for (int r = 0; r < (rows + LANES - 1) / LANES * LANES; ++r) g.peaks[r] = -__builtin_inff();
+}
+
+// Which keys of the range that starts at `start` each row sees; returns whether any row sees one, and the outermost.
+static inline bool find_visible(const AttendArgs& a, int start, const AttendScratch& s, int& least, int& most) {
+  least = ATTEND_RANGE;
+  most = 0;
+  for (int t = 0; t < a.tokens; ++t) {
+    const int end = a.position + t + 1 - start, begin = a.window > 0 ? end - a.window : 0;
+    const int low = begin < 0 ? 0 : begin, high = end > ATTEND_RANGE ? ATTEND_RANGE : end;
+    for (int h = 0; h < a.group; ++h) {
+      s.low[t * a.group + h] = low;
+      s.high[t * a.group + h] = high > low ? high : low;
+    }
+    if (high <= low) continue;
+    least = low < least ? low : least;
+    most = high > most ? high : most;
+  }
+  return most > least;
+}
+
+// Those of the range, and of what comes after it; where nothing does, a tile is its own successor.
+static inline RangeTiles find_tiles(const AttendArgs& a, int start, int first_tile, int last_tile, const KeySpan& next) {
+  const CacheLayout& layout = a.layout;
+  RangeTiles tiles{};
+  for (int i = first_tile; i < last_tile; ++i) {
+    const int position = start + i * TILE, slot = position % layout.block_size;
+    const uint8_t* block = a.head_pool + static_cast<size_t>(a.table[position / layout.block_size]) * layout.block_bytes;
+    tiles.keys[i] = tiles.next_keys[i] = block + layout.key_tile(slot);
+    tiles.values[i] = tiles.next_values[i] = block + layout.value_row(slot);
+    if (layout.type != CacheType::int8) continue;
+    tiles.key_scales[i] = reinterpret_cast<const float*>(block + layout.key_scale(slot));
+    tiles.value_scales[i] = reinterpret_cast<const float*>(block + layout.value_scale(slot));
+  }
+  for (int i = first_tile, p = next.begin / TILE * TILE; i < last_tile && p < next.end; ++i, p += TILE) {
+    const int slot = p % layout.block_size;
+    const uint8_t* block = next.head_pool + static_cast<size_t>(next.table[p / layout.block_size]) * layout.block_bytes;
+    tiles.next_keys[i] = block + layout.key_tile(slot);
+    tiles.next_values[i] = block + layout.value_row(slot);
+  }
+  return tiles;
+}
+
+// Float32 copies of some tiles' keys or values, which then stand for them. Scales stay where they are.
+template <CacheType CACHE>
+static void widen_keys(RangeTiles& tiles, const CacheLayout& layout, int first, int last, float* to) {
+  for (int i = first; i < last; ++i, to += TILE * layout.head_dim) {
+    for (int d = 0; d < layout.head_dim; d += 2) {
+      store(to + d * TILE, load_keys<CACHE, 0>(tiles.keys[i], d));
+      store(to + (d + 1) * TILE, load_keys<CACHE, 1>(tiles.keys[i], d + 1));
+    }
+    for (size_t at = 0; at < layout.key_tile_bytes; at += FETCH_BYTES) fetch(tiles.next_keys[i] + at);
+    tiles.keys[i] = tiles.next_keys[i] = reinterpret_cast<const uint8_t*>(to);
+  }
+}
+
+template <CacheType CACHE>
+static void widen_values(RangeTiles& tiles, const CacheLayout& layout, int first, int last, float* to) {
+  for (int i = first; i < last; ++i, to += TILE * layout.head_dim) {
+    for (int t = 0; t < TILE; ++t)
+      for (int d = 0; d < layout.head_dim; d += LANES)
+        store(to + t * layout.head_dim + d, load_values<CACHE>(tiles.values[i] + static_cast<size_t>(t) * layout.value_row_bytes, d));
+    for (size_t at = 0; at < layout.key_tile_bytes; at += FETCH_BYTES) fetch(tiles.next_values[i] + at);
+    tiles.values[i] = tiles.next_values[i] = reinterpret_cast<const uint8_t*>(to);
+  }
+}
+
+// Turns a row's scores into weights beside its highest one, and leaves that one and the weights' sum.
+template <bool SCALED>
+static inline void weigh_row(const AttendArgs& a, const RangeTiles& tiles, float* scores, int low, int high,
+                             float& peak, float* total) {
+  VF highest = set1(-__builtin_inff());
+  const int first = low / TILE, last = (high + TILE - 1) / TILE;
+  const int whole_first = (low + TILE - 1) / TILE, whole_last = high / TILE;  // tiles of which all is visible
+  const auto visible = [&](int i, VF x, float other) {
+    if (i >= whole_first && i < whole_last) return x;
+    const int from = low - i * TILE, to = high - i * TILE;
+    return keep_lanes(x, from < 0 ? 0 : from, to > TILE ? TILE : to, other);
+  };
+  const float cap = a.softcap * LOG2_E;
+  for (int i = first; i < last; ++i) {
+    VF x = load(scores + i * TILE);
+    if constexpr (SCALED) x = mul(x, load(tiles.key_scales[i]));
+    if (a.softcap > 0) x = mul(set1(cap), hyperbolic_tangent(mul(x, set1(1.0f / cap))));
+    x = visible(i, x, -__builtin_inff());
+    store(scores + i * TILE, x);
+    highest = max(highest, x);
+  }
+  peak = largest(highest);
+  if (peak == -__builtin_inff()) peak = __builtin_nanf("");  // no number among them; -inf says that a row saw no key
+  VF sum = zero();
+  for (int i = first; i < last; ++i) {
+    VF weight = softmax_weight(sub(load(scores + i * TILE), set1(peak)));
+    weight = visible(i, weight, 0.0f);
+    sum = add(sum, weight);
+    if constexpr (SCALED) weight = mul(weight, load(tiles.value_scales[i]));
+    store(scores + i * TILE, weight);
+  }
+  store(total, sum);
+}
+
+template <CacheType CACHE, CacheType SOURCE>
+static void attend_tiles(const AttendArgs& a, RangeTiles& tiles, int least, int most, const AttendScratch& s,
+                         const Gathered& range) {
+  constexpr bool WIDENED = CACHE != SOURCE;
+  constexpr int STEP = WIDENED ? WIDENED_TILES : RANGE_TILES;
+  const int rows = a.tokens * a.group, dim = a.layout.head_dim;
+  const int groups = (rows + ROWS - 1) / ROWS;
+  const auto first_row = [&](int g) { return static_cast<int>(static_cast<int64_t>(rows) * g / groups); };
+  const int first_tile = least / TILE, last_tile = (most + TILE - 1) / TILE;
+  for (int from = first_tile; from < last_tile; from += STEP) {
+    const int to = from + STEP < last_tile ? from + STEP : last_tile;
+    if constexpr (WIDENED) widen_keys<SOURCE>(tiles, a.layout, from, to, s.widened);
+    for (int i = from; i < to;) {
+      const int width = to - i >= WIDE ? WIDE : 1;
+      for (int g = 0; g < groups; ++g) {
+        const int r = first_row(g), n = first_row(g + 1) - r;
+        const float* query = s.query + static_cast<int64_t>(r) * dim;
+        float* scores = s.scores + static_cast<int64_t>(r) * ATTEND_RANGE + i * TILE;
+        if (width == WIDE)
+          score_rows<CACHE, WIDE>(n, tiles, i, dim, query, scores);
+        else
+          score_rows<CACHE, 1>(n, tiles, i, dim, query, scores);
+      }
+      i += width;
+    }
+  }
+  for (int r = 0; r < rows; ++r) {
+    float* total = range.totals + r * LANES;
+    if (s.high[r] > s.low[r]) {
+      weigh_row<SOURCE == CacheType::int8>(a, tiles, s.scores + static_cast<int64_t>(r) * ATTEND_RANGE, s.low[r],
+                                           s.high[r], range.peaks[r], total);
     } else {
-      const float* keys = reinterpret_cast<const float*>(block) + (static_cast<size_t>(d) * a.block_size + lane);
-      first = load(keys);
-      second = load(keys + a.block_size);
-    }
-    for (int h = 0; h < HEADS; ++h) {
-      even[h] = fma(first, set1(query[h * a.head_dim + d]), even[h]);
-      odd[h] = fma(second, set1(query[h * a.head_dim + d + 1]), odd[h]);
+      range.peaks[r] = -__builtin_inff();
+      store(total, zero());
     }
   }
-  for (int h = 0; h < HEADS; ++h) scores[h] = add(even[h], odd[h]);
-}
-
-template <CacheType CACHE>
-static inline VF load_value(const uint8_t* values, size_t at) {
-  if constexpr (CACHE == CacheType::bf16) return load_bf16(reinterpret_cast<const uint16_t*>(values) + at);
-  if constexpr (CACHE == CacheType::f16) return load_half(reinterpret_cast<const uint16_t*>(values) + at);
-  return load(reinterpret_cast<const float*>(values) + at);
-}
-
-template <int HEADS, CacheType CACHE>
-static inline void add_values(const AttendArgs& a, const uint8_t* block, int lane, int low, int high,
-                              const float* weights, float* sums) {
-  const size_t keys_bytes = a.block_bytes / 2;
-  for (int d = 0; d < a.head_dim; d += LANES) {
-    VF sum[HEADS];
-    for (int h = 0; h < HEADS; ++h) sum[h] = load(sums + h * a.head_dim + d);
-    for (int t = low; t < high; ++t) {
-      const size_t at = static_cast<size_t>(lane + t) * static_cast<size_t>(a.head_dim) + static_cast<size_t>(d);
-      const VF value = load_value<CACHE>(block + keys_bytes, at);
-      for (int h = 0; h < HEADS; ++h) sum[h] = fma(value, set1(weights[h * LANES + t]), sum[h]);
-    }
-    for (int h = 0; h < HEADS; ++h) store(sums + h * a.head_dim + d, sum[h]);
-  }
-}
-
-template <int HEADS, CacheType CACHE>
-static void attend_token(const AttendArgs& a, const float* query, float* out, int position) {
-  float* sums = a.scratch;
-  float* weights = a.scratch + HEADS * a.head_dim;
-  std::memset(sums, 0, sizeof(float) * static_cast<size_t>(HEADS * a.head_dim));
-  float peak[HEADS];
-  float total[HEADS];
-  for (int h = 0; h < HEADS; ++h) peak[h] = -__builtin_inff(), total[h] = 0;
-  const int begin = a.window > 0 && position - a.window + 1 > 0 ? position - a.window + 1 : 0;
-  for (int start = begin / LANES * LANES; start <= position; start += LANES) {
-    const int lane = start % a.block_size;
-    const uint8_t* block = a.head_pool + static_cast<size_t>(a.table[start / a.block_size]) * a.block_bytes;
-    const int low = begin > start ? begin - start : 0;
-    const int high = position - start + 1 < LANES ? position - start + 1 : LANES;
-    VF scores[HEADS];
-    tile_scores<HEADS, CACHE>(a, query, block, lane, scores);
-    for (int h = 0; h < HEADS; ++h) {
-      VF s = mul(scores[h], set1(a.scale));
-      if (a.softcap > 0) {
-        float lanes[LANES];
-        store(lanes, s);
-        for (float& v : lanes) v = a.softcap * __builtin_tanhf(v / a.softcap);
-        s = load(lanes);
+  for (int from = first_tile; from < last_tile; from += STEP) {
+    const int to = from + STEP < last_tile ? from + STEP : last_tile;
+    if constexpr (WIDENED) widen_values<SOURCE>(tiles, a.layout, from, to, s.widened);
+    const ValueSpan span{from * TILE, to * TILE, from > first_tile, dim,
+                         WIDENED ? sizeof(float) * static_cast<size_t>(dim) : a.layout.value_row_bytes};
+    for (int d = 0; d < dim;) {
+      const int width = dim - d >= WIDE * LANES ? WIDE : 1;
+      for (int g = 0; g < groups; ++g) {
+        const int r = first_row(g), n = first_row(g + 1) - r;
+        const float* weights = s.scores + static_cast<int64_t>(r) * ATTEND_RANGE;
+        float* sums = range.sums + static_cast<int64_t>(r) * dim;
+        if (width == WIDE)
+          value_rows<CACHE, WIDE>(n, tiles, span, d, weights, s.low + r, s.high + r, sums);
+        else
+          value_rows<CACHE, 1>(n, tiles, span, d, weights, s.low + r, s.high + r, sums);
       }
-      s = keep_lanes(s, low, high, -__builtin_inff());
-      const float highest = reduce_max(s);
-      if (highest > peak[h]) {
-        const float shrink = __builtin_expf(peak[h] - highest);
-        total[h] *= shrink;
-        const VF factor = set1(shrink);
-        for (int d = 0; d < a.head_dim; d += LANES) store(sums + h * a.head_dim + d, mul(load(sums + h * a.head_dim + d), factor));
-        peak[h] = highest;
-      }
-      const VF weight = keep_lanes(exponential(sub(s, set1(peak[h]))), low, high, 0.0f);
-      total[h] += reduce_add(weight);
-      store(weights + h * LANES, weight);
+      d += width * LANES;
     }
-    add_values<HEADS, CACHE>(a, block, lane, low, high, weights, sums);
   }
-  for (int h = 0; h < HEADS; ++h) {
-    const VF inverse = set1(1.0f / total[h]);
-    for (int d = 0; d < a.head_dim; d += LANES)
-      store(out + h * a.head_dim + d, mul(load(sums + h * a.head_dim + d), inverse));
+}
+
+// What was gathered and a later range, each brought to the higher peak. Of two peaks one is the higher, so one factor is
+// exactly 1. A row that saw nothing in the range has the peak -inf there, and keeps what it has.
+static inline void merge_range(const Gathered& own, const Gathered& range, int rows, int dim, const AttendScratch& s) {
+  for (int r = 0; r < rows; r += LANES) {
+    const VF mine = load(own.peaks + r), its = load(range.peaks + r), higher = max(mine, its);
+    store(s.shrink_own + r, softmax_weight(sub(mine, higher)));
+    store(s.shrink_range + r, softmax_weight(sub(its, higher)));
+    store(own.peaks + r, higher);
+  }
+  for (int r = 0; r < rows; ++r) {
+    if (range.peaks[r] == -__builtin_inff()) continue;
+    const VF a = set1(s.shrink_own[r]), b = set1(s.shrink_range[r]);
+    float* total = own.totals + r * LANES;
+    store(total, fma(load(range.totals + r * LANES), b, mul(load(total), a)));
+    float* sums = own.sums + static_cast<int64_t>(r) * dim;
+    const float* more = range.sums + static_cast<int64_t>(r) * dim;
+    for (int d = 0; d < dim; d += LANES) store(sums + d, fma(load(more + d), b, mul(load(sums + d), a)));
+  }
+}
+
+static inline void write_out(const AttendArgs& a, const Gathered& own) {
+  const int dim = a.layout.head_dim;
+  for (int r = 0; r < a.tokens * a.group; ++r) {
+    const VF inverse = set1(1.0f / reduce_add(load(own.totals + r * LANES)));
+    float* out = a.out + r / a.group * a.query_stride + r % a.group * dim;
+    for (int d = 0; d < dim; d += LANES) store(out + d, mul(load(own.sums + static_cast<int64_t>(r) * dim + d), inverse));
   }
 }
 
 template <CacheType CACHE>
-static void attend_heads(const AttendArgs& a, const float* query, float* out, int position, int heads) {
-  switch (heads) {
-    case 1: return attend_token<1, CACHE>(a, query, out, position);
-    case 2: return attend_token<2, CACHE>(a, query, out, position);
-    case 3: return attend_token<3, CACHE>(a, query, out, position);
-    default: return attend_token<4, CACHE>(a, query, out, position);
+static void attend_cache(const AttendArgs& a) {
+  const int dim = a.layout.head_dim, rows = a.tokens * a.group;
+  const AttendScratch s = cut_scratch(a.scratch, rows, dim);
+  for (int r = 0; r < rows; ++r) {
+    const float* query = a.query + r / a.group * a.query_stride + r % a.group * dim;
+    for (int d = 0; d < dim; d += LANES) store(s.query + static_cast<int64_t>(r) * dim + d, mul(load(query + d), set1(a.scale * LOG2_E)));
   }
+  if (!a.partials) begin_gathering(s.own, rows, dim);
+  for (int n = a.first_range; n < a.last_range; ++n) {
+    Gathered range = s.range;
+    if (a.partials) range = gathered_at(a.partials + (n - a.first_range) * attend_partial_floats(rows, dim), rows, dim);
+    int least, most;
+    if (!find_visible(a, n * ATTEND_RANGE, s, least, most)) {
+      if (a.partials) begin_gathering(range, rows, dim);
+      continue;
+    }
+    const int first = least / TILE, last = (most + TILE - 1) / TILE;
+    KeySpan next = a.next;
+    if (n + 1 < a.last_range) {
+      const int begin = (n + 1) * ATTEND_RANGE, end = a.position + a.tokens;
+      next = {a.table, a.head_pool, begin, end < begin + ATTEND_RANGE ? end : begin + ATTEND_RANGE};
+    }
+    RangeTiles tiles = find_tiles(a, n * ATTEND_RANGE, first, last, next);
+    if (rows >= WIDENED_FROM)
+      attend_tiles<CacheType::f32, CACHE>(a, tiles, least, most, s, range);
+    else
+      attend_tiles<CACHE, CACHE>(a, tiles, least, most, s, range);
+    if (!a.partials) merge_range(s.own, range, rows, dim, s);
+  }
+  if (!a.partials) write_out(a, s.own);
 }
 
 static void attend(const AttendArgs& a) {
-  for (int64_t t = 0; t < a.rows; ++t) {
-    for (int head = 0; head < a.group; head += MAX_GROUP) {
-      const int heads = a.group - head < MAX_GROUP ? a.group - head : MAX_GROUP;
-      const float* query = a.query + t * a.query_stride + head * a.head_dim;
-      float* out = a.out + t * a.query_stride + head * a.head_dim;
-      switch (a.cache) {
-        case CacheType::f32: attend_heads<CacheType::f32>(a, query, out, a.positions[t], heads); break;
-        case CacheType::bf16: attend_heads<CacheType::bf16>(a, query, out, a.positions[t], heads); break;
-        case CacheType::f16: attend_heads<CacheType::f16>(a, query, out, a.positions[t], heads); break;
-      }
-    }
+  switch (a.layout.type) {
+    case CacheType::f32: return attend_cache<CacheType::f32>(a);
+    case CacheType::bf16: return attend_cache<CacheType::bf16>(a);
+    case CacheType::f16: return attend_cache<CacheType::f16>(a);
+    case CacheType::int8: return attend_cache<CacheType::int8>(a);
   }
+}
+
+static void attend_merge(const AttendArgs& a) {
+  const int dim = a.layout.head_dim, rows = a.tokens * a.group;
+  const AttendScratch s = cut_scratch(a.scratch, rows, dim);
+  begin_gathering(s.own, rows, dim);
+  for (int n = a.first_range; n < a.last_range; ++n)
+    merge_range(s.own, gathered_at(a.partials + (n - a.first_range) * attend_partial_floats(rows, dim), rows, dim), rows, dim, s);
+  write_out(a, s.own);
 }
 
 }  // namespace puna::PUNA_NS

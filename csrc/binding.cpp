@@ -45,7 +45,8 @@ CacheType cache_type(const std::string& name) {
   if (name == "f32") return CacheType::f32;
   if (name == "bf16") return CacheType::bf16;
   if (name == "f16") return CacheType::f16;
-  throw std::invalid_argument("cache type '" + name + "' is not one of f32, bf16, f16");
+  if (name == "int8") return CacheType::int8;
+  throw std::invalid_argument("cache type '" + name + "' is not one of f32, bf16, f16, int8");
 }
 
 void same_length(size_t length, std::initializer_list<size_t> others) {

@@ -166,7 +166,7 @@ void Executor::step(const StepView& view) {
   for (size_t b = 0; b < widths_.size(); ++b) {
     if (static_cast<int>(b) != logits_) body_buffers_[b].reserve(static_cast<size_t>(view.tokens * widths_[b]));
   }
-  attention_.plan(view.places());
+  attention_.begin(view.places());
   make_rotations(view);
   run(body_, body_buffers_, view.tokens, view);
   run_head(view);

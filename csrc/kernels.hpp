@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cache_layout.hpp"
 #include "sampling_kernels.hpp"
 
 namespace puna {
@@ -86,26 +87,58 @@ struct LinearPart {
   int64_t row, row_end;
 };
 
-enum class CacheType { f32, bf16, f16 };
+// Keys that attention treats at a time, from a multiple of it on: part of what a result's bits are.
+constexpr int ATTEND_RANGE = 128;
 
-// Attention of the query heads of one key head, for a run of consecutive tokens of one sequence.
+// Keys begin .. end - 1 of a sequence in one key head: what a thread will read next.
+struct KeySpan {
+  const int32_t* table;
+  const uint8_t* head_pool;
+  int begin;
+  int end;
+};
+
+// Attention of the query heads of one key head, for consecutive tokens of one sequence. A row is one token and one
+// head; the `group` rows of a token lie side by side, in `query` as in `out`.
 struct AttendArgs {
-  const float* query;  // [rows, query_stride]: this key head's first query head
+  const float* query;  // of the first row; the next token's is query_stride further on
   float* out;          // likewise
   int64_t query_stride;
-  const int32_t* positions;  // [rows]
-  int64_t rows;
+  int tokens;
+  int group;     // query heads a key head
+  int position;  // of the first token
   const int32_t* table;
   const uint8_t* head_pool;  // blocks of this layer and key head, one after the other
-  size_t block_bytes;        // keys and values of one block and head
-  int block_size;
-  int group;  // query heads a key head
-  int head_dim;
-  CacheType cache;
+  CacheLayout layout;
   float scale;
-  int window;
-  float softcap;
-  float* scratch;  // group * head_dim floats and group * 16 more
+  int window;  // 0: none
+  float softcap;  // 0: none
+  int first_range;  // ranges first_range .. last_range - 1 of ATTEND_RANGE keys
+  int last_range;
+  KeySpan next;     // fetched towards the processor meanwhile; may be empty
+  float* partials;  // null: all ranges are treated here, into `out`; else attend_partial_floats for each range
+  float* scratch;   // attend_scratch_floats
+};
+
+// What one range leaves behind: weighted sums of values [rows][head_dim], and of each row the sum of weights in sixteen
+// lanes, then the highest score.
+constexpr int64_t attend_partial_floats(int64_t rows, int64_t head_dim) {
+  return rows * (head_dim + 16) + (rows + 15) / 16 * 16;
+}
+constexpr int64_t attend_scratch_floats(int64_t rows, int64_t head_dim) {
+  return rows * (head_dim + ATTEND_RANGE) + 2 * attend_partial_floats(rows, head_dim) + 4 * ((rows + 15) / 16 * 16) +
+         ATTEND_RANGE / 2 * head_dim;
+}
+
+// Keys and values of consecutive tokens of one sequence that lie in the same sixteen slots of a block.
+struct StoreArgs {
+  const float* key;    // of the first token; the next token's is `stride` further on
+  const float* value;  // likewise
+  int64_t stride;
+  int count;
+  int slot;  // of the first token in its block
+  uint8_t* block;
+  CacheLayout layout;
 };
 
 struct KernelTable {
@@ -120,7 +153,8 @@ struct KernelTable {
   void (*gate)(const float* gate, const float* up, float* out, int64_t width, int kind);  // up may be null
   void (*add)(const float* x, float* out, int64_t width);
   void (*attend)(const AttendArgs& args);
-  void (*to_half)(const float* x, uint16_t* out, int64_t width);
+  void (*attend_merge)(const AttendArgs& args);  // the partials of all ranges, in their order, into `out`
+  void (*store_cache)(const StoreArgs& args);
   // The first 2 * pairs values of each head turn, in place: (2i, 2i + 1) or, unless `interleaved`, (i, i + pairs).
   void (*rope)(float* x, const float* cos, const float* sin, int64_t heads, int64_t head_dim, int64_t pairs, bool interleaved);
   float (*maximum)(const float* x, int64_t width);

@@ -1,10 +1,9 @@
 #include "kv_pool.hpp"
 
+#include <algorithm>
 #include <cstring>
 #include <stdexcept>
 #include <string>
-
-#include "numeric.hpp"
 
 namespace puna {
 
@@ -16,18 +15,17 @@ KVPool::KVPool(std::vector<KVLayer> layers, PoolConfig config) : layers_(std::mo
     if (layer.head_dim <= 0 || layer.head_dim % 16 != 0 || layer.head_dim > MAX_HEAD_DIM)
       throw std::invalid_argument("head_dim is " + std::to_string(layer.head_dim) +
                                   "; the native core takes multiples of 16 up to " + std::to_string(MAX_HEAD_DIM));
-    const size_t element = config_.cache == CacheType::f32 ? 4 : 2;
-    const size_t bytes = static_cast<size_t>(2 * layer.head_dim * config_.block_size) * element;
-    const size_t of_all_heads = bytes * static_cast<size_t>(layer.kv_heads);
-    memory_.push_back({Region(of_all_heads * static_cast<size_t>(config_.num_blocks)),
-                       Region(of_all_heads * static_cast<size_t>(config_.tier_blocks)), bytes});
+    const CacheLayout layout = cache_layout(config_.cache, config_.block_size, static_cast<int>(layer.head_dim));
+    const size_t bytes = layout.block_bytes * static_cast<size_t>(layer.kv_heads);
+    memory_.push_back({Region(bytes * static_cast<size_t>(config_.num_blocks)),
+                       Region(bytes * static_cast<size_t>(config_.tier_blocks)), layout});
   }
 }
 
 uint8_t* KVPool::block(size_t layer, bool in_tier, int64_t kv_head, int64_t id) const {
   const Memory& memory = memory_[layer];
   const int64_t count = in_tier ? config_.tier_blocks : config_.num_blocks;
-  return (in_tier ? memory.tier : memory.pool).data() + static_cast<size_t>(kv_head * count + id) * memory.block_bytes;
+  return (in_tier ? memory.tier : memory.pool).data() + static_cast<size_t>(kv_head * count + id) * memory.layout.block_bytes;
 }
 
 void KVPool::move(const int32_t* move) {
@@ -35,48 +33,35 @@ void KVPool::move(const int32_t* move) {
   if (!from_tier && !to_tier && move[1] == move[2]) return;
   for (size_t l = 0; l < layers_.size(); ++l)
     for (int64_t h = 0; h < layers_[l].kv_heads; ++h)
-      std::memcpy(block(l, to_tier, h, move[2]), block(l, from_tier, h, move[1]), memory_[l].block_bytes);
+      std::memcpy(block(l, to_tier, h, move[2]), block(l, from_tier, h, move[1]), memory_[l].layout.block_bytes);
 }
 
 void KVPool::store(const KernelTable& kernels, ThreadPool& threads, const StepTables& step, size_t l, const float* key,
                    const float* value) {
   const KVLayer& layer = layers_[l];
-  constexpr int64_t GRAIN = 4;  // fewer tokens are quicker on the calling thread
-  threads.run(step.tokens, GRAIN, [&](int64_t first, int64_t last, int) {
-    int64_t r = 0;
-    for (int64_t t = first; t < last; ++t) {
-      while (step.query_start[r + 1] <= t) ++r;
-      const int64_t position = step.positions[t];
-      const int64_t id = step.tables[r * step.table_width + position / config_.block_size];
+  const int64_t stride = layer.kv_heads * layer.head_dim;
+  // Runs of tokens that share a tile of sixteen slots: they are written together.
+  runs_.clear();
+  for (int64_t r = 0; r < step.sequences; ++r)
+    for (int32_t t = step.query_start[r]; t < step.query_start[r + 1];) {
+      runs_.push_back(static_cast<int32_t>(r));
+      runs_.push_back(t);
+      t = std::min(step.query_start[r + 1], t + TILE - step.positions[t] % TILE);
+      runs_.push_back(t);
+    }
+  constexpr int64_t GRAIN = 4;  // fewer are quicker on the calling thread
+  threads.run(static_cast<int64_t>(runs_.size() / 3), GRAIN, [&](int64_t first, int64_t last, int) {
+    for (int64_t i = first; i < last; ++i) {
+      const int32_t* run = runs_.data() + 3 * i;
+      const int32_t position = step.positions[run[1]];
+      const int64_t id = step.tables[run[0] * step.table_width + position / config_.block_size];
       for (int64_t h = 0; h < layer.kv_heads; ++h) {
-        const int64_t at = (t * layer.kv_heads + h) * layer.head_dim;
-        store_token(kernels, block(l, false, h, id), position % config_.block_size, layer.head_dim, key + at, value + at);
+        const int64_t at = run[1] * stride + h * layer.head_dim;
+        kernels.store_cache({key + at, value + at, stride, run[2] - run[1], position % config_.block_size,
+                             block(l, false, h, id), memory_[l].layout});
       }
     }
   });
-}
-
-void KVPool::store_token(const KernelTable& kernels, uint8_t* block, int64_t slot, int64_t dim, const float* key,
-                         const float* value) const {
-  const int64_t block_size = config_.block_size;
-  if (config_.cache == CacheType::f16) {
-    uint16_t* keys = reinterpret_cast<uint16_t*>(block);
-    uint16_t halves[MAX_HEAD_DIM];
-    kernels.to_half(key, halves, dim);
-    for (int64_t d = 0; d < dim; ++d) keys[d * block_size + slot] = halves[d];
-    kernels.to_half(value, keys + dim * block_size + slot * dim, dim);
-  } else if (config_.cache == CacheType::bf16) {
-    uint16_t* keys = reinterpret_cast<uint16_t*>(block);
-    uint16_t* values = keys + dim * block_size + slot * dim;
-    for (int64_t d = 0; d < dim; ++d) {
-      keys[(d / 2 * block_size + slot) * 2 + d % 2] = float_to_bf16(key[d]);
-      values[d] = float_to_bf16(value[d]);
-    }
-  } else {
-    float* keys = reinterpret_cast<float*>(block);
-    for (int64_t d = 0; d < dim; ++d) keys[d * block_size + slot] = key[d];
-    std::memcpy(keys + dim * block_size + slot * dim, value, sizeof(float) * static_cast<size_t>(dim));
-  }
 }
 
 }  // namespace puna

@@ -2,7 +2,7 @@
 // step, and how blocks are copied and swapped.
 //
 // It knows blocks, tables and positions. It does not know which blocks are free (puna/sched/block_pool.py does), nor
-// how attention reads them (attention.hpp). A layer's memory is ordered so, and a block holds one head's share:
+// how attention reads them (attention.hpp); bytes within a block are those of cache_layout.hpp. A layer's memory is ordered so, and a block holds one head's share:
 //
 //   key head 0: block 0 | block 1 | ... | block N-1,  key head 1: block 0 | ...
 #pragma once
@@ -53,7 +53,7 @@ class KVPool {
 
   // Block 0 of a key head; the others follow, block_bytes apart.
   const uint8_t* head(size_t layer, int64_t kv_head) const { return block(layer, false, kv_head, 0); }
-  size_t block_bytes(size_t layer) const { return memory_[layer].block_bytes; }
+  const CacheLayout& layout(size_t layer) const { return memory_[layer].layout; }
 
   // One move (kind, source, destination) of puna/kernels/batch.py, in all layers.
   void move(const int32_t* move);
@@ -66,15 +66,13 @@ class KVPool {
   struct Memory {
     Region pool;
     Region tier;
-    size_t block_bytes;  // of one head
+    CacheLayout layout;  // of one head's block
   };
   uint8_t* block(size_t layer, bool in_tier, int64_t kv_head, int64_t id) const;
-  void store_token(const KernelTable& kernels, uint8_t* block, int64_t slot, int64_t dim, const float* key,
-                   const float* value) const;
-
   std::vector<KVLayer> layers_;
   PoolConfig config_{};
   std::vector<Memory> memory_;
+  std::vector<int32_t> runs_;  // scratch of `store`
 };
 
 }  // namespace puna

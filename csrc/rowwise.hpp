@@ -2,6 +2,7 @@
 // fixed tree, whatever the batch.
 #pragma once
 
+#include "elementary.hpp"
 #include "kernels.hpp"
 #include "simd.hpp"
 
@@ -106,11 +107,6 @@ static void rope(float* x, const float* cos, const float* sin, int64_t heads, in
       a = turned;
     }
   }
-}
-
-static void to_half(const float* x, uint16_t* out, int64_t width) {
-  for_lanes(
-      width, [&](int64_t i) { store_half(out + i, load(x + i)); }, [&](int64_t i) { out[i] = float_to_half(x[i]); });
 }
 
 static float maximum(const float* x, int64_t width) {

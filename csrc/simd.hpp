@@ -63,12 +63,6 @@ static inline VF load_bf16(const uint16_t* p) {
   const __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16))};
 }
-// Sixteen pairs of bf16: the first and the second of each pair.
-static inline void load_bf16_pairs(const uint16_t* p, VF& first, VF& second) {
-  const __m512i both = _mm512_loadu_si512(p);
-  first.v = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
-  second.v = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
-}
 // Lanes with low <= lane < high keep their value, the others become `other`.
 static inline VF keep_lanes(VF a, int low, int high, float other) {
   const unsigned mask = ((1u << high) - 1u) & ~((1u << low) - 1u);
@@ -158,13 +152,6 @@ static inline __m256 widen_bf16(const uint16_t* p) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
 }
 static inline VF load_bf16(const uint16_t* p) { return {widen_bf16(p), widen_bf16(p + 8)}; }
-static inline void load_bf16_pairs(const uint16_t* p, VF& first, VF& second) {
-  const __m256i high = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
-  const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-  const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 16));
-  first = {_mm256_castsi256_ps(_mm256_slli_epi32(a, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(b, 16))};
-  second = {_mm256_castsi256_ps(_mm256_and_si256(a, high)), _mm256_castsi256_ps(_mm256_and_si256(b, high))};
-}
 static inline VF keep_lanes(VF x, int low, int high, float other) {
   float lanes[LANES];
   store(lanes, x);
@@ -263,19 +250,13 @@ static inline VF round_even(VF a) {
 }
 static inline VF absolute(VF a) { PUNA_EACH(bits_to_float(float_to_bits(a.v[i]) & 0x7fffffffu)); }
 static inline VF scale_by_power_of_two(VF a, VF n) {
-  PUNA_EACH(a.v[i] * bits_to_float(static_cast<uint32_t>(static_cast<int32_t>(n.v[i]) + 127) << 23));
+  PUNA_EACH(n.v[i] != n.v[i] ? n.v[i] : a.v[i] * bits_to_float(static_cast<uint32_t>(static_cast<int32_t>(n.v[i]) + 127) << 23));
 }
 static inline VF load_half(const uint16_t* p) { PUNA_EACH(half_to_float(p[i])); }
 static inline void store_half(uint16_t* p, VF a) {
   for (int i = 0; i < LANES; ++i) p[i] = float_to_half(a.v[i]);
 }
 static inline VF load_bf16(const uint16_t* p) { PUNA_EACH(bf16_to_float(p[i])); }
-static inline void load_bf16_pairs(const uint16_t* p, VF& first, VF& second) {
-  for (int i = 0; i < LANES; ++i) {
-    first.v[i] = bf16_to_float(p[2 * i]);
-    second.v[i] = bf16_to_float(p[2 * i + 1]);
-  }
-}
 static inline VF keep_lanes(VF a, int low, int high, float other) {
   PUNA_EACH(i >= low && i < high ? a.v[i] : other);
 }
@@ -380,22 +361,5 @@ static inline float reduce_max(VF a) {
   return lanes[0];
 }
 #endif
-
-// exp(x) within 2 ulp for x <= 88; below -87.3 the result is flushed to about 1e-38, never to a negative or a NaN.
-// x = n log 2 + r with |r| <= log(2) / 2, and a polynomial of degree 6 in r.
-static inline VF exponential(VF x) {
-  x = max(min(x, set1(88.0f)), set1(-87.3f));
-  const VF n = round_even(mul(x, set1(1.44269504f)));
-  VF r = fma(n, set1(-0.693359375f), x);
-  r = fma(n, set1(2.12194440e-4f), r);
-  VF p = set1(1.9875691500e-4f);
-  p = fma(p, r, set1(1.3981999507e-3f));
-  p = fma(p, r, set1(8.3334519073e-3f));
-  p = fma(p, r, set1(4.1665795894e-2f));
-  p = fma(p, r, set1(1.6666665459e-1f));
-  p = fma(p, r, set1(5.0000001201e-1f));
-  p = add(fma(mul(p, r), r, r), set1(1.0f));
-  return scale_by_power_of_two(p, n);
-}
 
 }  // namespace puna::PUNA_NS

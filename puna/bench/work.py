@@ -27,7 +27,7 @@ from puna.kernels.program import (
 from puna.models.load import LoadedModel
 
 FLOAT_BYTES = 4
-CACHE_BYTES = {"f32": 4, "bf16": 2, "f16": 2, "i8": 1, "int8": 1}
+CACHE_BYTES = {"f32": 4, "bf16": 2, "f16": 2, "int8": 1}
 FLOAT_TYPES = ("F32", "F16", "BF16")
 # Of operators that go through rows value by value: operations a value, counted from what they compute.
 VALUE_OPERATIONS: dict[type, int] = {

@@ -52,6 +52,7 @@ def latency(
     isa: options.Isa = "auto",
     max_model_len: options.MaxModelLen = None,
     kv_gib: options.KvGib = None,
+    kv_dtype: options.KvDtype = "f16",
 ) -> None:
     """One stream: time to its first token, time between tokens, tokens a second."""
     if output_len < 2:
@@ -65,6 +66,7 @@ def latency(
         isa=isa,
         max_model_len=max_model_len,
         kv_gib=kv_gib,
+        kv_dtype=kv_dtype,
     )
 
     from puna.bench.figures import latency_of
@@ -100,6 +102,7 @@ def throughput(
     isa: options.Isa = "auto",
     max_model_len: options.MaxModelLen = None,
     kv_gib: options.KvGib = None,
+    kv_dtype: options.KvDtype = "f16",
     max_seqs: MaxSeqs = 64,
 ) -> None:
     """Many sequences at once: output tokens a second, and how long first tokens take."""
@@ -122,6 +125,7 @@ def throughput(
         isa=isa,
         max_model_len=max_model_len,
         kv_gib=kv_gib,
+        kv_dtype=kv_dtype,
         max_seqs=max_seqs,
     )
 
@@ -152,6 +156,7 @@ def prefill(
     isa: options.Isa = "auto",
     max_model_len: options.MaxModelLen = None,
     kv_gib: options.KvGib = None,
+    kv_dtype: options.KvDtype = "f16",
 ) -> None:
     """Reading prompts: tokens a second until the first token of the answer, by length."""
     try:
@@ -167,6 +172,7 @@ def prefill(
         isa=isa,
         max_model_len=max_model_len,
         kv_gib=kv_gib,
+        kv_dtype=kv_dtype,
     )
 
     from puna.bench.figures import prefill_of

@@ -49,6 +49,7 @@ def chat(
     pin: options.Pin = True,
     max_model_len: options.MaxModelLen = None,
     kv_gib: options.KvGib = None,
+    kv_dtype: options.KvDtype = "f16",
     record: options.Record = None,
 ) -> None:
     """Talk with a model: one question (`puna chat "What is the capital of France?"`) or a conversation.
@@ -76,6 +77,7 @@ def chat(
         pin=pin,
         max_model_len=max_model_len,
         kv_gib=kv_gib,
+        kv_dtype=kv_dtype,
         record=record,
         max_seqs=1,
     )

@@ -51,6 +51,7 @@ def generate(
     pin: options.Pin = True,
     max_model_len: options.MaxModelLen = None,
     kv_gib: options.KvGib = None,
+    kv_dtype: options.KvDtype = "f16",
     max_seqs: Annotated[
         int, typer.Option("--max-seqs", rich_help_panel="Engine", help="Most sequences computed at once.")
     ] = 64,
@@ -87,6 +88,7 @@ def generate(
         pin=pin,
         max_model_len=max_model_len,
         kv_gib=kv_gib,
+        kv_dtype=kv_dtype,
         max_seqs=max_seqs,
         record=record,
     )

@@ -76,6 +76,14 @@ KvGib = Annotated[
     float | None,
     typer.Option("--kv-gib", rich_help_panel=_ENGINE, help="Memory for keys and values. Default: from what is free."),
 ]
+KvDtype = Annotated[
+    str,
+    typer.Option(
+        "--kv-dtype",
+        rich_help_panel=_ENGINE,
+        help="How keys and values are kept: f16, bf16, f32, or int8 (half of f16).",
+    ),
+]
 Record = Annotated[
     str | None, typer.Option("--record", rich_help_panel=_ENGINE, help="Write every step to this file (puna replay).")
 ]

@@ -39,7 +39,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     isa: str = "auto"
     threads: int = 0
     pin: bool = True
-    kv_dtype: Literal["f16", "bf16", "f32"] = "f16"
+    kv_dtype: Literal["f16", "bf16", "f32", "int8"] = "f16"
     kv_bytes: int | None = None
     swap_bytes: int = 0
     memory_share: float = 0.4
@@ -73,7 +73,7 @@ def _check(c: EngineConfig) -> None:
     _text("model", c.model)
     _choice("backend", c.backend, ("cpu", "reference"))
     _choice("compute", c.compute, ("int8", "float32"))
-    _choice("kv_dtype", c.kv_dtype, ("f16", "bf16", "f32"))
+    _choice("kv_dtype", c.kv_dtype, ("f16", "bf16", "f32", "int8"))
     _choice("policy", c.policy, ("fcfs", "priority"))
     _choice("block_size", c.block_size, BLOCK_SIZES)
     if c.backend == "cpu" and c.block_size % NATIVE_BLOCK:

@@ -113,7 +113,7 @@ class StepOutput:
 @dataclass(frozen=True)
 class KVConfig:
     """The pool: `num_blocks` blocks (null block included) of `block_size` tokens in every layer; `dtype` is
-    "f32", "bf16" or "f16"; `tier_blocks` more blocks of the same layout outside the pool, for swapping."""
+    "f32", "bf16", "f16" or "int8"; `tier_blocks` more blocks of the same layout outside the pool, for swapping."""
 
     num_blocks: int
     block_size: int = 16
@@ -141,6 +141,6 @@ class Interpreter(Protocol):
 
 
 def kv_bytes_per_block(program: Program, kv: KVConfig) -> int:
-    """Bytes that one block takes in all layers, keys and values."""
-    element = {"f32": 4, "bf16": 2, "f16": 2}[kv.dtype]
-    return sum(2 * shape.kv_heads * shape.head_dim for shape in program.kv) * kv.block_size * element
+    """Bytes that one block takes in all layers: keys, values and, in int8, their scales."""
+    element, scale = {"f32": (4, 0), "bf16": (2, 0), "f16": (2, 0), "int8": (1, 4)}[kv.dtype]
+    return sum(2 * shape.kv_heads * (shape.head_dim * element + scale) for shape in program.kv) * kv.block_size

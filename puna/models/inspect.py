@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from puna.errors import ModelFileError
+from puna.kernels.batch import KVConfig, kv_bytes_per_block
 from puna.kernels.tensor import RawTensor
 from puna.models.load import LoadedModel, load_model
 
@@ -62,7 +63,6 @@ def describe(path: str | os.PathLike[str]) -> ModelReport:
     spec, first = model.spec, model.spec.layers[0]
     tensors = list(model.file.tensors.values())
     parameters = sum(tensor.elements for tensor in tensors)
-    elements = sum(2 * shape.kv_heads * shape.head_dim for shape in model.program.kv)
     licence = model.metadata.get("general.license")
     return ModelReport(
         path=model.path,
@@ -83,7 +83,10 @@ def describe(path: str | os.PathLike[str]) -> ModelReport:
         parameters=parameters,
         bits_per_parameter=8 * sum(tensor.data.nbytes for tensor in tensors) / max(1, parameters),
         types=_shares(tensors),
-        kv_bytes_per_token={"f16": 2 * elements, "f32": 4 * elements},
+        kv_bytes_per_token={
+            dtype: kv_bytes_per_block(model.program, KVConfig(1, block_size=1, dtype=dtype))
+            for dtype in ("f16", "f32", "int8")
+        },
         tokenizer=_tokenizer_kind(model),
         chat_template=model.chat_template is not None,
         licence=licence if isinstance(licence, str) else None,

@@ -53,6 +53,7 @@ def test_importing_is_light(statement: str) -> None:
         ["generate"],
         ["generate", "a", "--file", "b"],
         ["generate", "hello", ""],
+        ["chat", "hi", "--kv-dtype", "int4"],
         ["chat", "hi", "--kv-gib", "nan"],
         ["chat", "hi", "--kv-gib", "inf"],
         ["serve", "--kv-gib", "-1"],

@@ -93,6 +93,12 @@ def test_with_room_the_pool_holds_every_context_whole(tiny: Path) -> None:
     assert made.kv.num_blocks == 4 * 256 // 16 + 1
 
 
+def test_an_int8_pool_holds_nearly_twice_as_many_blocks(tiny: Path) -> None:
+    """A token and key head of 16 dimensions: 64 bytes in f16, 32 and two scales in int8."""
+    halves, bytes_ = (plan(tiny, GIB, kv_bytes=1 << 20, kv_dtype=dtype).kv.num_blocks for dtype in ("f16", "int8"))
+    assert bytes_ == halves * 64 // 40
+
+
 def test_with_less_room_the_pool_takes_its_share_of_what_is_free(tiny: Path) -> None:
     program = load_model(tiny).program
     made = plan(tiny, 32 << 20, max_seqs=64, budget_tokens=64, memory_share=0.1)

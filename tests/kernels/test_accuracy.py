@@ -28,6 +28,7 @@ CHUNK = 250
 BLOCKS = CONTEXT // 16 + 2
 EXACT = KVConfig(BLOCKS, 16, "f32")
 DEFAULT = KVConfig(BLOCKS, 16, EngineConfig().kv_dtype)
+SMALL = KVConfig(BLOCKS, 16, "int8")
 QUICK = [isa for isa in paths() if isa != "portable"] or paths()
 F64 = npt.NDArray[np.float64]
 
@@ -64,7 +65,7 @@ def predictions(interpreter: Interpreter, window: list[int], begin: int) -> tupl
 
 
 def compare(exact: Interpreter, tested: list[Interpreter], ids: list[int]) -> list[Comparison]:
-    """The first one on all tokens, the others on the first three contexts; chunk by chunk, so that no more than one
+    """The first two on all tokens, the others on the first three contexts; chunk by chunk, so that no more than one
     chunk's logits are held."""
     parts: list[list[tuple[F64, F64, npt.NDArray[np.bool_], F64]]] = [[] for _ in tested]
     for first in range(0, len(ids), CONTEXT):
@@ -73,7 +74,7 @@ def compare(exact: Interpreter, tested: list[Interpreter], ids: list[int]) -> li
             right, logits = predictions(exact, window, begin)
             best = logits.argmax(axis=1)
             every = np.arange(len(logits))
-            here = len(tested) if first < 3 * CONTEXT else 1
+            here = len(tested) if first < 3 * CONTEXT else 2
             for part, interpreter in zip(parts[:here], tested[:here], strict=True):
                 out, own = predictions(interpreter, window, begin)
                 taken = own.argmax(axis=1)
@@ -92,8 +93,9 @@ def ids(smollm2: LoadedModel) -> list[int]:
 @pytest.fixture(scope="module")
 def comparisons(smollm2: LoadedModel, ids: list[int]) -> dict[str, Comparison]:
     exact = NativeInterpreter(smollm2.program, smollm2.weights, EXACT, compute="float32")
+    small = NativeInterpreter(smollm2.program, smollm2.weights, SMALL)
     tested: list[Interpreter] = [NativeInterpreter(smollm2.program, smollm2.weights, DEFAULT, isa=isa) for isa in QUICK]
-    return dict(zip(QUICK, compare(exact, tested, ids), strict=True))
+    return dict(zip(["int8 cache", *QUICK], compare(exact, [small, *tested], ids), strict=True))
 
 
 @pytest.mark.parametrize("isa", QUICK)
@@ -102,6 +104,14 @@ def test_the_default_path_predicts_what_float32_predicts(comparisons: dict[str, 
     print(f"\n{isa}, {DEFAULT.dtype} cache: {found}")
     assert abs(found.perplexity_change) <= 0.005
     assert found.same.mean() >= 0.975
+    assert np.quantile(found.missed, 0.999) <= 0.3
+
+
+def test_the_int8_cache_predicts_what_float32_predicts(comparisons: dict[str, Comparison]) -> None:
+    found = comparisons["int8 cache"]
+    print(f"\n{QUICK[0]}, int8 cache: {found}")
+    assert abs(found.perplexity_change) <= 0.007
+    assert found.same.mean() >= 0.970
     assert np.quantile(found.missed, 0.999) <= 0.3
 
 

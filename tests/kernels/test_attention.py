@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from puna.kernels import program as ops
 from puna.kernels.batch import MOVE_COPY, MOVE_IN, MOVE_OUT, Interpreter, KVConfig
 from puna.kernels.cpu import NativeInterpreter
-from puna.kernels.reference.attention import round_to_bf16
+from puna.kernels.reference.attention import round_to_bf16, round_to_int8
 from puna.kernels.reference.interpreter import ReferenceInterpreter
 from tests.kernels.steps import F32, Case, around, difference, raw, step
 
@@ -26,6 +26,7 @@ ROUNDED: dict[str, Callable[[F32], F32]] = {
     "f32": lambda x: x,
     "f16": lambda x: x.astype(np.float16).astype(np.float32),
     "bf16": round_to_bf16,
+    "int8": round_to_int8,
 }
 TOKENS = 90  # rows that the tables of queries, keys and values know
 
@@ -65,9 +66,9 @@ def case_of(shape: Shape, tables: dict[str, F32]) -> Case:
 def defined(shape: Shape, tables: dict[str, F32], ids: Sequence[int], dtype: str) -> F32:
     """Attention of every token of one sequence, in float64 and token by token."""
     keys, values = tables["k"][list(ids)], tables["v"][list(ids)]
-    keys, values = ROUNDED[dtype](keys), ROUNDED[dtype](values)
-    keys = keys.reshape(len(ids), shape.kv_heads, shape.head_dim).astype(float)
-    values = values.reshape(keys.shape).astype(float)
+    each = (len(ids), shape.kv_heads, shape.head_dim)
+    keys = ROUNDED[dtype](keys.reshape(each)).astype(float)
+    values = ROUNDED[dtype](values.reshape(each)).astype(float)
     queries = tables["q"][list(ids)].reshape(len(ids), shape.kv_heads, shape.group, shape.head_dim).astype(float)
     out = np.zeros_like(queries)
     for p in range(len(ids)):
@@ -122,7 +123,7 @@ def assert_sequences_attend_as_defined(
     window=st.sampled_from([0, 0, 1, 2, 15, 16, 17, 33, 64]),
     softcap=st.sampled_from([0.0, 0.0, 5.0, 30.0]),
 )
-@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "int8"])
 @pytest.mark.parametrize("block_size", [16, 32])
 def test_ragged_steps_over_shuffled_blocks_attend_as_defined(
     isa: str,
@@ -177,7 +178,8 @@ def test_a_pool_rounds_to_nearest_even_or_not_at_all(isa: str) -> None:
     small = np.array([2.0**-24, 2.0**-25, 1.5 * 2.0**-25, 6e-5, -(2.0**-15) - 2.0**-25, 65504, -70000, 0], np.float32)
     tables["v"][:15] = np.concatenate([special, small])[:, None]
     case = case_of(shape, tables)
-    for dtype, rounded in ROUNDED.items():
+    for dtype in ("f32", "f16", "bf16"):
+        rounded = ROUNDED[dtype]
         kv = KVConfig(TOKENS + 1, 16, dtype)
         native = NativeInterpreter(case.program, case.weights, kv, isa=isa, threads=1)
         stored = tables["v"].clip(-65504, 65504) if dtype == "f16" else tables["v"]
@@ -185,6 +187,52 @@ def test_a_pool_rounds_to_nearest_even_or_not_at_all(isa: str) -> None:
             found = interpreter.step(step([([i], 0, [1 + i]) for i in range(TOKENS)])).logits
             assert found is not None
             np.testing.assert_array_equal(found[:, :16], rounded(stored), err_msg=dtype)
+
+
+def test_int8_keeps_one_scale_a_token_and_head(isa: str) -> None:
+    """A token that sees itself alone reads its own values, as they were stored: heads of very different sizes."""
+    shape = Shape(kv_heads=2, group=1, head_dim=32)
+    tables = tables_of(shape, 2)
+    tables["v"][:, 32:] *= 1e-4
+    tables["v"][7] = 0
+    tables["v"][8, :32] = 1e-35
+    case = case_of(shape, tables)
+    kv = KVConfig(TOKENS + 1, 16, "int8")
+    native = NativeInterpreter(case.program, case.weights, kv, isa=isa, threads=2)
+    found = native.step(step([([i], 0, [1 + i]) for i in range(TOKENS)])).logits
+    assert found is not None
+    heads = tables["v"].reshape(TOKENS, 2, 32)
+    np.testing.assert_array_equal(found[:, :64].reshape(TOKENS, 2, 32), round_to_int8(heads))
+    error = np.abs(found[:, :64].reshape(TOKENS, 2, 32) - heads).max(axis=-1)
+    assert (error <= np.abs(heads).max(axis=-1) / 253 + 1e-30).all()
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "int8"])
+@pytest.mark.parametrize("softcap", [0.0, 5.0])
+@pytest.mark.parametrize("where", ["q", "k", "v"])
+def test_what_is_no_number_stays_none_and_harms_no_earlier_token(
+    isa: str, dtype: str, softcap: float, where: str
+) -> None:
+    """Token 40 carries a NaN: it and those after that see it are NaN, those before are what they were."""
+    shape = Shape(kv_heads=1, group=3, head_dim=32, softcap=softcap)
+    tables = tables_of(shape, 4)
+    results = []
+    for spoilt in (False, True):
+        if spoilt:
+            tables[where][40, 5] = np.nan
+        case = case_of(shape, tables)
+        native = NativeInterpreter(case.program, case.weights, KVConfig(8, 16, dtype), isa=isa, threads=2)
+        out = native.step(step([(range(60), 0, [3, 1, 2, 4])])).logits
+        assert out is not None
+        results.append(out[:, : 3 * 32])
+    sound, found = results
+    np.testing.assert_array_equal(found[:40], sound[:40])
+    # The product that turns rows into logits spreads a NaN over its row.
+    assert np.isnan(found[40]).all()
+    if where == "q":
+        np.testing.assert_array_equal(found[41:], sound[41:])
+    else:
+        assert np.isnan(found[41:]).all()
 
 
 def test_the_twin_rounds_to_bf16_by_hand() -> None:

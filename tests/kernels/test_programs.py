@@ -25,7 +25,7 @@ SHAPE = (ops.KVShape(2, 16),)
         (KVConfig(4, block_size=8), "block_size is 8; it is a multiple of 16"),
         (KVConfig(4, block_size=0), "block_size is 0; it is a multiple of 16"),
         (KVConfig(1), "the pool needs at least two blocks"),
-        (KVConfig(4, dtype="f8"), "cache type 'f8' is not one of f32, bf16, f16"),
+        (KVConfig(4, dtype="f8"), "cache type 'f8' is not one of f32, bf16, f16, int8"),
     ],
 )
 def test_a_pool_that_cannot_be_is_refused(config: KVConfig, message: str) -> None:

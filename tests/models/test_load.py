@@ -265,7 +265,7 @@ def test_a_file_is_described_for_people(tiny_path: Path) -> None:
     report = describe(tiny_path)
     assert (report.name, report.family, report.layers, report.licence) == ("Tiny Llama", "llama", 2, "apache-2.0")
     assert report.parameters == 300 * 64 + 2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 96 * 64) + 5 * 64
-    assert report.kv_bytes_per_token == {"f16": 256, "f32": 512}
+    assert report.kv_bytes_per_token == {"f16": 256, "f32": 512, "int8": 160}
     assert report.types[0].type == "F32"
     assert report.bits_per_parameter == 32
     assert report.tokenizer == "byte-level BPE (smollm), 300 tokens"

@@ -18,7 +18,7 @@ I32 = npt.NDArray[np.int32]
 
 
 class KVPool:
-    """Keys and values of all layers, and of the tier beside the pool. pools of two-byte types round on writing."""
+    """Keys and values of all layers, and of the tier beside the pool. pools of smaller types round on writing."""
 
     def __init__(self, program: Program, kv: KVConfig) -> None:
         self.block_size = kv.block_size
@@ -42,8 +42,8 @@ class KVPool:
     def store(self, layer: int, blocks: I32, offsets: I32, key: F32, value: F32) -> None:
         """key, value: [T, kv_heads * head_dim], written at (blocks[t], offsets[t])."""
         shape = (len(blocks), *self.pool[layer].shape[3:])
-        self.pool[layer][blocks, 0, offsets] = self._round(key).reshape(shape)
-        self.pool[layer][blocks, 1, offsets] = self._round(value).reshape(shape)
+        self.pool[layer][blocks, 0, offsets] = self._round(key.reshape(shape))
+        self.pool[layer][blocks, 1, offsets] = self._round(value.reshape(shape))
 
     def gather(self, layer: int, table: I32, length: int) -> tuple[F32, F32]:
         """Keys and values [length, kv_heads, head_dim] of the first `length` positions."""
@@ -54,6 +54,8 @@ class KVPool:
     def _round(self, x: F32) -> F32:
         if self.dtype == "f16":
             return x.clip(-65504, 65504).astype(np.float16).astype(np.float32)
+        if self.dtype == "int8":
+            return round_to_int8(x)
         return round_to_bf16(x) if self.dtype == "bf16" else x
 
 
@@ -62,6 +64,19 @@ def round_to_bf16(x: F32) -> F32:
     bits = np.ascontiguousarray(x).view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
     return rounded.view(np.float32)
+
+
+def round_to_int8(x: F32) -> F32:
+    """x: [..., head_dim]. Whole numbers from -127 to 127 times one scale a token and head, kept in float32.
+
+    All NaN where a value is not finite, all 0 where every one is below 1e-30.
+    """
+    magnitude = np.abs(x).max(axis=-1, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        inverse = np.where(magnitude < 1e-30, np.float32(0), np.float32(127) / magnitude)
+        scale = np.where(magnitude < 1e-30, np.float32(0), magnitude / np.float32(127))
+        rounded = np.rint(x * inverse) * scale
+    return np.where(np.isfinite(magnitude), rounded, np.float32(np.nan))
 
 
 def attend(op: Attend, query: F32, positions: I32, keys: F32, values: F32) -> F32:

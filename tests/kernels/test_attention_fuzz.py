@@ -1,0 +1,102 @@
+"""A fuzzer of attention: random tables, lengths, chunks, windows, soft caps, heads, cache types and paths at a time.
+
+Each example computes the same sequences twice on every path, cut and grouped differently and in other blocks, on one
+thread and on several. All of it has to be the same bits on the paths of vector code, and what the NumPy twin says on
+every path. PUNA_FUZZ_EXAMPLES in the environment says how many examples to try; a long run wants thousands.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from puna.kernels.batch import Interpreter, KVConfig
+from puna.kernels.cpu import NativeInterpreter, paths
+from puna.kernels.reference.interpreter import ReferenceInterpreter
+from tests.kernels.steps import F32, Case, difference, step
+from tests.kernels.test_attention import TOKENS, Shape, case_of, tables_of
+
+EXAMPLES = int(os.environ.get("PUNA_FUZZ_EXAMPLES", "25"))
+
+
+@dataclass(frozen=True)
+class Example:
+    shape: Shape
+    block_size: int
+    dtype: str
+    lengths: tuple[int, ...]
+    seed: int
+
+
+@st.composite
+def examples(draw: st.DrawFn) -> Example:
+    head_dim = draw(st.sampled_from([16, 32, 48, 64, 80, 96, 128, 256]))
+    group = draw(st.integers(1, max(1, min(17, 768 // head_dim))))
+    kv_heads = draw(st.integers(1, max(1, min(3, 768 // (head_dim * group)))))
+    window = draw(st.one_of(st.just(0), st.integers(1, 300)))
+    softcap = draw(st.sampled_from([0.0, 0.0, 0.5, 5.0, 50.0]))
+    # Around the borders of tiles (16) and ranges (128), and anywhere.
+    length = st.one_of(st.sampled_from([1, 15, 16, 17, 127, 128, 129, 255, 257]), st.integers(1, 400))
+    return Example(
+        Shape(kv_heads, group, head_dim, window, softcap),
+        draw(st.sampled_from([16, 32, 48, 128])),
+        draw(st.sampled_from(["f32", "f16", "bf16", "int8"])),
+        tuple(draw(st.lists(length, min_size=1, max_size=4))),
+        draw(st.integers(0, 2**32 - 1)),
+    )
+
+
+def computed(interpreter: Interpreter, example: Example, ids: list[list[int]], width: int, seed: int) -> list[F32]:
+    """What each token of each sequence attends to, computed in random pieces, order and blocks."""
+    random = np.random.default_rng(seed)
+    free = (1 + random.permutation(interpreter.kv.num_blocks - 1)).tolist()
+    blocks = [[free.pop() for _ in range(-(-len(tokens) // example.block_size))] for tokens in ids]
+    done = [0] * len(ids)
+    parts: list[list[F32]] = [[] for _ in ids]
+    sizes = [[1], [1, 7, 40], [16, 48, 130], [512]][int(random.integers(4))]
+    while any(d < len(tokens) for d, tokens in zip(done, ids, strict=True)):
+        chosen = [r for r in random.permutation(len(ids)) if done[r] < len(ids[r]) and random.random() < 0.8]
+        ends = [min(len(ids[r]), done[r] + int(random.choice(sizes))) for r in chosen]
+        if sizes == [1]:  # a long beginning at once: tokens one by one are wanted at the end
+            ends = [max(end, len(ids[r]) - 4) for r, end in zip(chosen, ends, strict=True)]
+        batch = step([(ids[r][done[r] : end], done[r], blocks[r]) for r, end in zip(chosen, ends, strict=True)])
+        logits = interpreter.step(batch).logits
+        assert logits is not None
+        begin = 0
+        for r, end in zip(chosen, ends, strict=True):
+            parts[r].append(logits[begin : begin + end - done[r], :width])
+            begin += end - done[r]
+            done[r] = end
+    return [np.concatenate(part) for part in parts]
+
+
+@settings(max_examples=EXAMPLES, deadline=None, derandomize="PUNA_FUZZ_EXAMPLES" not in os.environ)
+@given(examples())
+def test_however_it_is_cut_attention_gives_the_same_bits_and_what_the_twin_says(example: Example) -> None:
+    shape = example.shape
+    width = shape.kv_heads * shape.group * shape.head_dim
+    case: Case = case_of(shape, tables_of(shape, example.seed % 1000))
+    random = np.random.default_rng(example.seed)
+    ids = [random.integers(0, TOKENS, length).tolist() for length in example.lengths]
+    needed = sum(-(-length // example.block_size) for length in example.lengths)
+    kv = KVConfig(needed + 3, example.block_size, example.dtype)
+    wanted = computed(ReferenceInterpreter(case.program, case.weights, kv), example, ids, width, 0)
+    bits: list[F32] | None = None
+    for isa in paths():
+        once, again = (
+            computed(
+                NativeInterpreter(case.program, case.weights, kv, isa=isa, threads=threads), example, ids, width, seed
+            )
+            for threads, seed in ((1, example.seed), (3, example.seed + 1))
+        )
+        for first, second, right in zip(once, again, wanted, strict=True):
+            np.testing.assert_array_equal(first, second, err_msg=isa)
+            assert difference(first, right) <= 2e-5, isa
+        if isa != "portable":
+            bits = bits or once
+            for first, second in zip(bits, once, strict=True):
+                np.testing.assert_array_equal(first, second, err_msg=f"{isa} beside {paths()[0]}")
