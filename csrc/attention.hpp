@@ -91,7 +91,7 @@ static inline RangeTiles find_tiles(const AttendArgs& a, int start, int first_ti
   const CacheLayout& layout = a.layout;
   RangeTiles tiles{};
   for (int i = first_tile; i < last_tile; ++i) {
-    const int position = start + i * TILE, slot = position % layout.block_size;
+    const int position = start + i * KEY_TILE, slot = position % layout.block_size;
     const uint8_t* block = a.head_pool + static_cast<size_t>(a.table[position / layout.block_size]) * layout.block_bytes;
     tiles.keys[i] = tiles.next_keys[i] = block + layout.key_tile(slot);
     tiles.values[i] = tiles.next_values[i] = block + layout.value_row(slot);
@@ -99,7 +99,7 @@ static inline RangeTiles find_tiles(const AttendArgs& a, int start, int first_ti
     tiles.key_scales[i] = reinterpret_cast<const float*>(block + layout.key_scale(slot));
     tiles.value_scales[i] = reinterpret_cast<const float*>(block + layout.value_scale(slot));
   }
-  for (int i = first_tile, p = next.begin / TILE * TILE; i < last_tile && p < next.end; ++i, p += TILE) {
+  for (int i = first_tile, p = next.begin / KEY_TILE * KEY_TILE; i < last_tile && p < next.end; ++i, p += KEY_TILE) {
     const int slot = p % layout.block_size;
     const uint8_t* block = next.head_pool + static_cast<size_t>(next.table[p / layout.block_size]) * layout.block_bytes;
     tiles.next_keys[i] = block + layout.key_tile(slot);
@@ -111,10 +111,10 @@ static inline RangeTiles find_tiles(const AttendArgs& a, int start, int first_ti
 // Float32 copies of some tiles' keys or values, which then stand for them. Scales stay where they are.
 template <CacheType CACHE>
 static void widen_keys(RangeTiles& tiles, const CacheLayout& layout, int first, int last, float* to) {
-  for (int i = first; i < last; ++i, to += TILE * layout.head_dim) {
+  for (int i = first; i < last; ++i, to += KEY_TILE * layout.head_dim) {
     for (int d = 0; d < layout.head_dim; d += 2) {
-      store(to + d * TILE, load_keys<CACHE, 0>(tiles.keys[i], d));
-      store(to + (d + 1) * TILE, load_keys<CACHE, 1>(tiles.keys[i], d + 1));
+      store(to + d * KEY_TILE, load_keys<CACHE, 0>(tiles.keys[i], d));
+      store(to + (d + 1) * KEY_TILE, load_keys<CACHE, 1>(tiles.keys[i], d + 1));
     }
     for (size_t at = 0; at < layout.key_tile_bytes; at += FETCH_BYTES) fetch(tiles.next_keys[i] + at);
     tiles.keys[i] = tiles.next_keys[i] = reinterpret_cast<const uint8_t*>(to);
@@ -123,8 +123,8 @@ static void widen_keys(RangeTiles& tiles, const CacheLayout& layout, int first, 
 
 template <CacheType CACHE>
 static void widen_values(RangeTiles& tiles, const CacheLayout& layout, int first, int last, float* to) {
-  for (int i = first; i < last; ++i, to += TILE * layout.head_dim) {
-    for (int t = 0; t < TILE; ++t)
+  for (int i = first; i < last; ++i, to += KEY_TILE * layout.head_dim) {
+    for (int t = 0; t < KEY_TILE; ++t)
       for (int d = 0; d < layout.head_dim; d += LANES)
         store(to + t * layout.head_dim + d, load_values<CACHE>(tiles.values[i] + static_cast<size_t>(t) * layout.value_row_bytes, d));
     for (size_t at = 0; at < layout.key_tile_bytes; at += FETCH_BYTES) fetch(tiles.next_values[i] + at);
@@ -137,31 +137,31 @@ template <bool SCALED>
 static inline void weigh_row(const AttendArgs& a, const RangeTiles& tiles, float* scores, int low, int high,
                              float& peak, float* total) {
   VF highest = set1(-__builtin_inff());
-  const int first = low / TILE, last = (high + TILE - 1) / TILE;
-  const int whole_first = (low + TILE - 1) / TILE, whole_last = high / TILE;  // tiles of which all is visible
+  const int first = low / KEY_TILE, last = (high + KEY_TILE - 1) / KEY_TILE;
+  const int whole_first = (low + KEY_TILE - 1) / KEY_TILE, whole_last = high / KEY_TILE;  // tiles of which all is visible
   const auto visible = [&](int i, VF x, float other) {
     if (i >= whole_first && i < whole_last) return x;
-    const int from = low - i * TILE, to = high - i * TILE;
-    return keep_lanes(x, from < 0 ? 0 : from, to > TILE ? TILE : to, other);
+    const int from = low - i * KEY_TILE, to = high - i * KEY_TILE;
+    return keep_lanes(x, from < 0 ? 0 : from, to > KEY_TILE ? KEY_TILE : to, other);
   };
   const float cap = a.softcap * LOG2_E;
   for (int i = first; i < last; ++i) {
-    VF x = load(scores + i * TILE);
+    VF x = load(scores + i * KEY_TILE);
     if constexpr (SCALED) x = mul(x, load(tiles.key_scales[i]));
     if (a.softcap > 0) x = mul(set1(cap), hyperbolic_tangent(mul(x, set1(1.0f / cap))));
     x = visible(i, x, -__builtin_inff());
-    store(scores + i * TILE, x);
+    store(scores + i * KEY_TILE, x);
     highest = max(highest, x);
   }
   peak = largest(highest);
   if (peak == -__builtin_inff()) peak = __builtin_nanf("");  // no number among them; -inf says that a row saw no key
   VF sum = zero();
   for (int i = first; i < last; ++i) {
-    VF weight = softmax_weight(sub(load(scores + i * TILE), set1(peak)));
+    VF weight = softmax_weight(sub(load(scores + i * KEY_TILE), set1(peak)));
     weight = visible(i, weight, 0.0f);
     sum = add(sum, weight);
     if constexpr (SCALED) weight = mul(weight, load(tiles.value_scales[i]));
-    store(scores + i * TILE, weight);
+    store(scores + i * KEY_TILE, weight);
   }
   store(total, sum);
 }
@@ -174,7 +174,7 @@ static void attend_tiles(const AttendArgs& a, RangeTiles& tiles, int least, int 
   const int rows = a.tokens * a.group, dim = a.layout.head_dim;
   const int groups = (rows + ROWS - 1) / ROWS;
   const auto first_row = [&](int g) { return static_cast<int>(static_cast<int64_t>(rows) * g / groups); };
-  const int first_tile = least / TILE, last_tile = (most + TILE - 1) / TILE;
+  const int first_tile = least / KEY_TILE, last_tile = (most + KEY_TILE - 1) / KEY_TILE;
   for (int from = first_tile; from < last_tile; from += STEP) {
     const int to = from + STEP < last_tile ? from + STEP : last_tile;
     if constexpr (WIDENED) widen_keys<SOURCE>(tiles, a.layout, from, to, s.widened);
@@ -183,7 +183,7 @@ static void attend_tiles(const AttendArgs& a, RangeTiles& tiles, int least, int 
       for (int g = 0; g < groups; ++g) {
         const int r = first_row(g), n = first_row(g + 1) - r;
         const float* query = s.query + static_cast<int64_t>(r) * dim;
-        float* scores = s.scores + static_cast<int64_t>(r) * ATTEND_RANGE + i * TILE;
+        float* scores = s.scores + static_cast<int64_t>(r) * ATTEND_RANGE + i * KEY_TILE;
         if (width == WIDE)
           score_rows<CACHE, WIDE>(n, tiles, i, dim, query, scores);
         else
@@ -205,7 +205,7 @@ static void attend_tiles(const AttendArgs& a, RangeTiles& tiles, int least, int 
   for (int from = first_tile; from < last_tile; from += STEP) {
     const int to = from + STEP < last_tile ? from + STEP : last_tile;
     if constexpr (WIDENED) widen_values<SOURCE>(tiles, a.layout, from, to, s.widened);
-    const ValueSpan span{from * TILE, to * TILE, from > first_tile, dim,
+    const ValueSpan span{from * KEY_TILE, to * KEY_TILE, from > first_tile, dim,
                          WIDENED ? sizeof(float) * static_cast<size_t>(dim) : a.layout.value_row_bytes};
     for (int d = 0; d < dim;) {
       const int width = dim - d >= WIDE * LANES ? WIDE : 1;
@@ -269,7 +269,7 @@ static void attend_cache(const AttendArgs& a) {
       if (a.partials) begin_gathering(range, rows, dim);
       continue;
     }
-    const int first = least / TILE, last = (most + TILE - 1) / TILE;
+    const int first = least / KEY_TILE, last = (most + KEY_TILE - 1) / KEY_TILE;
     KeySpan next = a.next;
     if (n + 1 < a.last_range) {
       const int begin = (n + 1) * ATTEND_RANGE, end = a.position + a.tokens;

@@ -16,7 +16,7 @@ constexpr int WIDE = 4;  // 24 sums, 4 vectors and a broadcast in 32 registers
 #else
 constexpr int WIDE = 1;  // 12 sums, 2 halves and a broadcast in 16 registers
 #endif
-constexpr int RANGE_TILES = ATTEND_RANGE / TILE;
+constexpr int RANGE_TILES = ATTEND_RANGE / KEY_TILE;
 
 // Where the tiles of one range lie. While one is worked on, the same place of the tile that `next_keys` and `next_values`
 // name is fetched towards the processor, which sees no stream from one block to the next and would only begin to fetch when
@@ -46,10 +46,10 @@ static inline void fetch(const uint8_t* line) { __builtin_prefetch(line, 0, 2); 
 // Sixteen keys' dimension d, which is even (0) or odd (1) as PARITY says.
 template <CacheType CACHE, int PARITY>
 static inline VF load_keys(const uint8_t* tile, int d) {
-  if constexpr (CACHE == CacheType::f32) return load(reinterpret_cast<const float*>(tile) + d * TILE);
-  if constexpr (CACHE == CacheType::f16) return load_half(reinterpret_cast<const uint16_t*>(tile) + d * TILE);
-  if constexpr (CACHE == CacheType::int8) return load_int8(reinterpret_cast<const int8_t*>(tile) + d * TILE);
-  return load_bf16_of_pair<PARITY>(reinterpret_cast<const uint16_t*>(tile) + (d - PARITY) * TILE);
+  if constexpr (CACHE == CacheType::f32) return load(reinterpret_cast<const float*>(tile) + d * KEY_TILE);
+  if constexpr (CACHE == CacheType::f16) return load_half(reinterpret_cast<const uint16_t*>(tile) + d * KEY_TILE);
+  if constexpr (CACHE == CacheType::int8) return load_int8(reinterpret_cast<const int8_t*>(tile) + d * KEY_TILE);
+  return load_bf16_of_pair<PARITY>(reinterpret_cast<const uint16_t*>(tile) + (d - PARITY) * KEY_TILE);
 }
 
 // Sixteen dimensions, from d on, of one token's values.
@@ -64,7 +64,7 @@ static inline VF load_values(const uint8_t* row, int d) {
 // scores[r][16 w + lane] = query[r] . key of that lane, for N rows and W tiles.
 template <CacheType CACHE, int N, int W>
 static void score_tile(const RangeTiles& tiles, int first, int dim, const float* query, float* scores) {
-  constexpr int DIMENSION_BYTES = TILE * (CACHE == CacheType::f32 ? 4 : CACHE == CacheType::int8 ? 1 : 2);
+  constexpr int DIMENSION_BYTES = KEY_TILE * (CACHE == CacheType::f32 ? 4 : CACHE == CacheType::int8 ? 1 : 2);
   VF sum[N][W];
   const uint8_t* tile[W];
   const uint8_t* next[W];
@@ -97,7 +97,7 @@ static void score_tile(const RangeTiles& tiles, int first, int dim, const float*
 #pragma GCC unroll 8
   for (int r = 0; r < N; ++r)
 #pragma GCC unroll 8
-    for (int w = 0; w < W; ++w) store(scores + r * ATTEND_RANGE + w * TILE, sum[r][w]);
+    for (int w = 0; w < W; ++w) store(scores + r * ATTEND_RANGE + w * KEY_TILE, sum[r][w]);
 }
 
 // sums[r][d ..] (+)= the values of keys low[r] .. high[r] - 1, as far as they lie within first .. last - 1, by their
@@ -124,9 +124,9 @@ static void value_tile(const RangeTiles& tiles, const ValueSpan& span, int d, co
     for (int w = 0; w < W; ++w) sum[r][w] = span.begun ? load(sums + r * dim + d + w * LANES) : zero();
   const auto add_keys = [&]<bool ALL>(int t, int end) __attribute__((always_inline)) {
     while (t < end) {
-      const int stop = end < (t / TILE + 1) * TILE ? end : (t / TILE + 1) * TILE;
-      const uint8_t* row = tiles.values[t / TILE] + static_cast<size_t>(t % TILE) * row_bytes;
-      const uint8_t* next = tiles.next_values[t / TILE] + static_cast<size_t>(t % TILE) * row_bytes + d;
+      const int stop = end < (t / KEY_TILE + 1) * KEY_TILE ? end : (t / KEY_TILE + 1) * KEY_TILE;
+      const uint8_t* row = tiles.values[t / KEY_TILE] + static_cast<size_t>(t % KEY_TILE) * row_bytes;
+      const uint8_t* next = tiles.next_values[t / KEY_TILE] + static_cast<size_t>(t % KEY_TILE) * row_bytes + d;
       for (; t < stop; ++t, row += row_bytes, next += row_bytes) {
         fetch(next);
         VF value[W];

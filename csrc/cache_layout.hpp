@@ -15,7 +15,7 @@ namespace puna {
 
 enum class CacheType { f32, bf16, f16, int8 };
 
-constexpr int TILE = 16;  // tokens whose keys lie side by side
+constexpr int KEY_TILE = 16;  // tokens whose keys lie side by side
 
 // Offsets within a block are in bytes.
 struct CacheLayout {
@@ -30,7 +30,7 @@ struct CacheLayout {
   size_t value_scales_at;
   size_t block_bytes;
 
-  size_t key_tile(int slot) const { return static_cast<size_t>(slot / TILE) * key_tile_bytes; }
+  size_t key_tile(int slot) const { return static_cast<size_t>(slot / KEY_TILE) * key_tile_bytes; }
   size_t value_row(int slot) const { return values_at + static_cast<size_t>(slot) * value_row_bytes; }
   size_t key_scale(int slot) const { return key_scales_at + sizeof(float) * static_cast<size_t>(slot); }
   size_t value_scale(int slot) const { return value_scales_at + sizeof(float) * static_cast<size_t>(slot); }
@@ -43,7 +43,7 @@ inline CacheLayout cache_layout(CacheType type, int block_size, int head_dim) {
   l.head_dim = head_dim;
   l.element_bytes = type == CacheType::f32 ? 4 : type == CacheType::int8 ? 1 : 2;
   l.value_row_bytes = static_cast<size_t>(head_dim * l.element_bytes);
-  l.key_tile_bytes = l.value_row_bytes * TILE;
+  l.key_tile_bytes = l.value_row_bytes * KEY_TILE;
   l.values_at = l.value_row_bytes * static_cast<size_t>(block_size);
   l.key_scales_at = 2 * l.values_at;
   l.value_scales_at = l.key_scales_at + sizeof(float) * static_cast<size_t>(block_size);

@@ -53,7 +53,7 @@ static inline VF scaled_row(const float* x, int d, RowScale row) {
 // Where in its tile the element of dimension d and of the token at `lane` lies.
 template <CacheType CACHE>
 static inline int key_offset(int d, int lane) {
-  return CACHE == CacheType::bf16 ? (d / 2 * TILE + lane) * 2 + d % 2 : d * TILE + lane;
+  return CACHE == CacheType::bf16 ? (d / 2 * KEY_TILE + lane) * 2 + d % 2 : d * KEY_TILE + lane;
 }
 
 template <CacheType CACHE>
@@ -77,13 +77,13 @@ static inline void write_key_tile(const StoreArgs& a, Element<CACHE>* tile, int 
     }
     transpose(column);
     for (int i = 0; i < LANES; i += SPAN) {
-      Element<CACHE> elements[SPAN * TILE];
+      Element<CACHE> elements[SPAN * KEY_TILE];
       if constexpr (CACHE == CacheType::bf16)
         store_bf16_pairs(elements, column[i], column[i + 1]);
       else
         write_lanes<CACHE>(elements, column[i]);
-      Element<CACHE>* to = tile + (d + i) * TILE;
-      if (a.count == TILE)
+      Element<CACHE>* to = tile + (d + i) * KEY_TILE;
+      if (a.count == KEY_TILE)
         std::memcpy(to, elements, sizeof elements);
       else
         std::memcpy(to + SPAN * lane, elements + SPAN * lane, sizeof(Element<CACHE>) * static_cast<size_t>(SPAN * a.count));
@@ -94,7 +94,7 @@ static inline void write_key_tile(const StoreArgs& a, Element<CACHE>* tile, int 
 template <CacheType CACHE>
 static void store_tokens(const StoreArgs& a) {
   const CacheLayout& layout = a.layout;
-  RowScale keys[TILE] = {}, values[TILE] = {};
+  RowScale keys[KEY_TILE] = {}, values[KEY_TILE] = {};
   if constexpr (CACHE == CacheType::int8) {
     for (int t = 0; t < a.count; ++t) {
       keys[t] = row_scale(a.key + t * a.stride, layout.head_dim);
@@ -105,9 +105,9 @@ static void store_tokens(const StoreArgs& a) {
   }
   Element<CACHE>* tile = reinterpret_cast<Element<CACHE>*>(a.block + layout.key_tile(a.slot));
   if (a.count == 1)
-    write_key_column<CACHE>(a.key, layout.head_dim, tile, a.slot % TILE, keys[0]);
+    write_key_column<CACHE>(a.key, layout.head_dim, tile, a.slot % KEY_TILE, keys[0]);
   else
-    write_key_tile<CACHE>(a, tile, a.slot % TILE, keys);
+    write_key_tile<CACHE>(a, tile, a.slot % KEY_TILE, keys);
   Element<CACHE>* row = reinterpret_cast<Element<CACHE>*>(a.block + layout.value_row(a.slot));
   for (int t = 0; t < a.count; ++t)
     for (int d = 0; d < layout.head_dim; d += LANES)

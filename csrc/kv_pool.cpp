@@ -46,7 +46,7 @@ void KVPool::store(const KernelTable& kernels, ThreadPool& threads, const StepTa
     for (int32_t t = step.query_start[r]; t < step.query_start[r + 1];) {
       runs_.push_back(static_cast<int32_t>(r));
       runs_.push_back(t);
-      t = std::min(step.query_start[r + 1], t + TILE - step.positions[t] % TILE);
+      t = std::min(step.query_start[r + 1], t + KEY_TILE - step.positions[t] % KEY_TILE);
       runs_.push_back(t);
     }
   constexpr int64_t GRAIN = 4;  // fewer are quicker on the calling thread

@@ -20,7 +20,7 @@ from puna.kernels.reference.interpreter import ReferenceInterpreter
 from tests.kernels.steps import F32, Case, difference, step
 from tests.kernels.test_attention import TOKENS, Shape, case_of, tables_of
 
-EXAMPLES = int(os.environ.get("PUNA_FUZZ_EXAMPLES", "25"))
+EXAMPLES = int(os.environ.get("PUNA_FUZZ_EXAMPLES", "10"))
 
 
 @dataclass(frozen=True)
