@@ -133,7 +133,9 @@ def _batch(tables: np.ndarray[tuple[int, int], np.dtype[np.int32]], before: int,
     count = len(tables)
     integers, floats = np.zeros(0, np.int32), np.zeros(0, np.float32)
     fields: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]] = {
-        field.name: floats if field.type == "F32" else integers for field in dataclasses.fields(SampleRows)
+        field.name: floats if field.type == "F32" else integers
+        for field in dataclasses.fields(SampleRows)
+        if field.default_factory is dataclasses.MISSING
     }
     start = np.zeros(1, np.int32)
     fields |= {"allowed_start": start, "banned_start": start, "bias_start": start, "seed": np.zeros(0, np.uint64)}
