@@ -21,7 +21,7 @@ namespace puna::PUNA_NS {
 #define PUNA_UNROLL _Pragma("GCC unroll 16")
 #endif
 
-constexpr size_t PREFETCH_BYTES = 2048;  // ahead of where few tokens read
+constexpr size_t PREFETCH_BYTES = 2048;  // ahead of where a panel is read first
 
 static inline void prefetch(const uint8_t* p) { __builtin_prefetch(p, 0, 3); }
 
@@ -178,10 +178,10 @@ static inline void integer_group(const LinearArgs& a, const uint8_t* group, cons
   PUNA_UNROLL for (int t = 0; t < TOKENS; ++t) sum[t] = Format::join(sum[t], factors, dots[t], x[t]);
 }
 
-// Few tokens read a panel once from end to end, for reading is what they wait for; many take its halves one after the
-// other, for so their sums stay in registers.
+// Few tokens read a panel from end to end; many take its halves one after the other, for so their sums stay in
+// registers. The first tile fetches what follows in time.
 template <class Format, int TOKENS>
-static inline void integer_tile(const LinearArgs& a, int64_t panel, const TokenTile& tile) {
+static inline void integer_tile(const LinearArgs& a, int64_t panel, const TokenTile& tile, bool first_tile) {
   constexpr int HALVES = TOKENS <= 4 ? 2 : 1;  // at a time
   const int64_t groups = a.matrix->groups();
   const uint8_t* w = a.matrix->panels + static_cast<size_t>(panel) * a.matrix->panel_bytes;
@@ -194,7 +194,7 @@ static inline void integer_tile(const LinearArgs& a, int64_t panel, const TokenT
     int64_t g = a.first_group;
     for (int64_t step = 0; step < groups; ++step, g = g + 1 == groups ? 0 : g + 1) {
       const uint8_t* group = w + static_cast<size_t>(g) * Format::GROUP_BYTES;
-      if constexpr (HALVES == 2)
+      if (first_tile && half == 0)
         for (size_t line = 0; line < Format::GROUP_BYTES; line += 64) prefetch(group + PREFETCH_BYTES + line);
       PUNA_UNROLL for (int h = 0; h < HALVES; ++h)
         integer_group<Format, TOKENS>(a, group, x + g * TOKENS, g, tile.first, half + h, sum[h]);
@@ -207,14 +207,14 @@ static inline void integer_tile(const LinearArgs& a, int64_t panel, const TokenT
 }
 
 template <class Format>
-static inline void integer_tile(const LinearArgs& a, int64_t panel, const TokenTile& tile) {
+static inline void integer_tile(const LinearArgs& a, int64_t panel, const TokenTile& tile, bool first_tile) {
   switch (tile.size) {
-    case 1: return integer_tile<Format, 1>(a, panel, tile);
-    case 2: return integer_tile<Format, 2>(a, panel, tile);
-    case 4: return integer_tile<Format, 4>(a, panel, tile);
+    case 1: return integer_tile<Format, 1>(a, panel, tile, first_tile);
+    case 2: return integer_tile<Format, 2>(a, panel, tile, first_tile);
+    case 4: return integer_tile<Format, 4>(a, panel, tile, first_tile);
 #if PUNA_PATH == 512
-    case 8: return integer_tile<Format, 8>(a, panel, tile);
-    case 12: return integer_tile<Format, 12>(a, panel, tile);
+    case 8: return integer_tile<Format, 8>(a, panel, tile, first_tile);
+    case 12: return integer_tile<Format, 12>(a, panel, tile, first_tile);
 #endif
   }
 }
@@ -234,9 +234,9 @@ static void linear(const LinearArgs& a, const LinearPart& part) {
     for (int64_t row = part.row; row < part.row_end;) {
       const TokenTile tile = tile_of(row, a.rows, MOST_TOKENS);
       if (a.matrix->layout == Layout::q4)
-        integer_tile<Q4>(a, panel, tile);
+        integer_tile<Q4>(a, panel, tile, row == part.row);
       else
-        integer_tile<Q8>(a, panel, tile);
+        integer_tile<Q8>(a, panel, tile, row == part.row);
       row = tile.first + tile.size;
     }
   }
