@@ -6,7 +6,7 @@ namespace puna {
 
 namespace {
 
-constexpr int64_t TILE_ROWS = 48;  // of a tile of tokens: enough to hide the widening of keys, few enough for the nearest cache
+constexpr int64_t TILE_ROWS = 48;       // of a tile of tokens: enough to hide widening, few enough for a cache
 constexpr int64_t ITEMS_A_THREAD = 6;  // that a long history is cut into, at most
 constexpr int64_t GRAINS_A_THREAD = 8;  // runs of items: a thread knows what it will read next within one
 constexpr int64_t TILE_COST = 64;      // what a tile costs beside its keys, in keys
@@ -107,14 +107,14 @@ void AttentionStep::run(const KernelTable& kernels, ThreadPool& threads, const K
   }
   for (int64_t i = 0; i < counters; ++i)
     unfinished_[static_cast<size_t>(i)].store(plan.splits[static_cast<size_t>(i / kv_heads)].pieces, std::memory_order_relaxed);
-  if (static_cast<int64_t>(partials_.size()) < plan.partial_floats) partials_.resize(static_cast<size_t>(plan.partial_floats));
+  partials_.reserve(static_cast<size_t>(plan.partial_floats));
   scratch_.resize(static_cast<size_t>(threads.threads()));
   const size_t scratch_floats = static_cast<size_t>(attend_scratch_floats(plan.most_rows, dim));
   const int64_t items = static_cast<int64_t>(plan.items.size()) * kv_heads;
   const int64_t grain = std::max<int64_t>(1, items / (threads.threads() * GRAINS_A_THREAD));
   threads.run(items, grain, [&](int64_t first, int64_t last, int thread) {
-    std::vector<float>& scratch = scratch_[static_cast<size_t>(thread)];
-    if (scratch.size() < scratch_floats) scratch.resize(scratch_floats);
+    Floats& scratch = scratch_[static_cast<size_t>(thread)];
+    scratch.reserve(scratch_floats);
     for (int64_t i = first; i < last; ++i) {
       const Item& item = plan.items[static_cast<size_t>(i / kv_heads)];
       const int64_t h = i % kv_heads;

@@ -12,6 +12,7 @@
 
 #include "kernels.hpp"
 #include "kv_pool.hpp"
+#include "rows.hpp"
 #include "thread_pool.hpp"
 
 namespace puna {
@@ -74,8 +75,8 @@ class AttentionStep {
   size_t plans_used_ = 0;  // of this step; the others keep their memory
   std::unique_ptr<std::atomic<int32_t>[]> unfinished_;  // pieces of [splits, kv_heads]
   int64_t unfinished_count_ = 0;
-  std::vector<float> partials_;
-  std::vector<std::vector<float>> scratch_;  // a thread
+  Floats partials_;
+  std::vector<Floats> scratch_;  // a thread
 };
 
 }  // namespace puna
