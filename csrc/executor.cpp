@@ -40,12 +40,13 @@ int Executor::add_weight(const std::string& type_name, const uint8_t* raw, size_
   weight->width = width;
   if (matrix) {
     Matrix& m = weight->matrix;
-    m.layout = packed_layout(type, integer);
+    m.layout = packed_layout(type, integer, kernels_->bf16);
     m.out_features = rows;
     m.in_features = width;
     m.panel_bytes = panel_bytes(m.layout, width);
     uint8_t* panels = panels_.allocate(m.packed_bytes());
     m.panels = panels;
+    if (m.layout == Layout::bf16_rows && type != FileType::bf16) weight->raw = raw;  // packed rows are rounded
     pool_.run(m.panel_count(), 4, [&](int64_t first, int64_t last, int) {
       pack_panels(type, m.layout, raw, rows, width, first, last, panels);
     });

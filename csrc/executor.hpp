@@ -72,7 +72,7 @@ struct OpList {
 
 struct Weight {
   FileType type;
-  const uint8_t* raw = nullptr;  // of weights that are read row by row and not packed; the caller keeps the file mapped
+  const uint8_t* raw = nullptr;  // of weights that are read row by row, unless from the matrix; the caller keeps the file mapped
   int64_t rows;
   int64_t width;
   Matrix matrix;              // of weights used by `linear`

@@ -13,7 +13,7 @@ namespace puna {
 constexpr int GROUP = 32;  // values along K that share a scale
 constexpr int PANEL = 32;  // output rows that are packed together
 
-enum class Layout { float32, q4, q8 };
+enum class Layout { float32, q4, q8, q4_rows, q8_rows, bf16_rows };
 
 // A packed matrix [out_features, in_features]; see packing.hpp for the bytes.
 struct Matrix {
@@ -65,6 +65,7 @@ struct QuantizedRows {
   RoundedGroup* groups;
   int8_t* fine;   // [rows, groups * 32], of wide groups only
   uint8_t* wide;  // [groups, stride]
+  uint16_t* bf16;  // on paths that multiply in bf16, instead of all these: [stride, groups * 32] (matmul_amx.hpp)
   int64_t rows;
   int64_t stride;  // padded_rows(rows)
 };
@@ -143,6 +144,7 @@ struct StoreArgs {
 
 struct KernelTable {
   const char* name;
+  bool bf16;  // linears multiply in bf16: weights are packed by rows, and `quantize` writes bf16
   // A part of out = x @ matrix.T.
   void (*linear)(const LinearArgs& args, const LinearPart& part);
   // Rows that stay near while panels pass by; whole tiles.
@@ -166,7 +168,7 @@ enum ActivationKind { SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3, RELU2 = 4 };
 
 // The paths this build holds and this processor can run, best first.
 struct Paths {
-  const KernelTable* tables[3];
+  const KernelTable* tables[4];
   int count;
 };
 Paths available_paths();
@@ -175,6 +177,7 @@ extern const KernelTable portable_kernels;
 #ifdef PUNA_X86
 extern const KernelTable avx2_kernels;
 extern const KernelTable avx512_kernels;
+extern const KernelTable amx_kernels;
 #endif
 
 }  // namespace puna

@@ -39,7 +39,7 @@ void Executor::run_stage(const OpList& list, const Stage& stage, std::vector<Flo
 void Executor::run_rows(const OpList& list, const Stage& stage, std::vector<Floats>& buffers, int64_t rows, const StepView& view) {
   const size_t input = static_cast<size_t>(std::max(stage.rounded, 0));
   QuantizedRows rounded{};
-  if (stage.rounded >= 0) rounded = rounded_.prepare(rows, widths_[input]);
+  if (stage.rounded >= 0) rounded = rounded_.prepare(rows, widths_[input], kernels_->bf16);
   pool_.run(rows, ROW_GRAIN, [&](int64_t first, int64_t last, int) {
     for (int64_t row = first; row < last; ++row) {
       for (const int op : stage.ops) run_row(list.ops[static_cast<size_t>(op)], buffers, row, view);
@@ -59,7 +59,7 @@ void Executor::run_linears(const OpList& list, const Stage& stage, std::vector<F
     LinearArgs args{};
     args.matrix = &m;
     args.x = buffers[static_cast<size_t>(op.ints[0])].data();
-    if (m.layout != Layout::float32) args.quantized = rounded_.prepare(rows, m.in_features);
+    if (m.layout != Layout::float32) args.quantized = rounded_.prepare(rows, m.in_features, kernels_->bf16);
     args.rows = rows;
     args.bias = op.ints[3] < 0 ? nullptr : weights_[static_cast<size_t>(op.ints[3])]->vector.data();
     args.out = buffers[static_cast<size_t>(op.ints[1])].data();
@@ -130,7 +130,7 @@ void Executor::run_row(const Op& op, std::vector<Floats>& buffers, int64_t row, 
 void Executor::embed(const Op& op, float* out, int64_t table_row, bool add) {
   const Weight& weight = *weights_[static_cast<size_t>(op.ints[1])];
   const auto read = [&](float* to) {
-    if (weight.matrix.panels) return unpack_row(weight.matrix, table_row, to);
+    if (weight.matrix.panels && !weight.raw) return unpack_row(weight.matrix, table_row, to);
     if (!weight.raw) return static_cast<void>(std::copy(weight.vector.begin(), weight.vector.end(), to));
     const size_t bytes = row_bytes(weight.type, weight.width);
     decode_row(weight.type, weight.raw + static_cast<size_t>(table_row) * bytes, weight.width, to);

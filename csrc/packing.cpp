@@ -69,6 +69,36 @@ void pack_q8_row(const uint8_t* row, int64_t groups, int lane, uint8_t* panel) {
   }
 }
 
+void pack_q4_rows(FileType type, const uint8_t* row, int64_t groups, int lane, uint8_t* panel) {
+  const Block block = block_of(type);
+  for (int64_t g = 0; g < groups; ++g, row += block.bytes, panel += Q4_GROUP_BYTES) {
+    const uint16_t scale = read_u16(row);
+    const bool has_minimum = type == FileType::q4_1;
+    write_u16(panel + 2 * lane, scale);
+    write_u16(panel + 2 * PANEL + 2 * lane, has_minimum ? read_u16(row + 2) : minus_eight_times(scale));
+    const uint8_t* nibbles = row + (has_minimum ? 4 : 2);
+    uint8_t* chunk = panel + 4 * PANEL + lane / 4 * 64 + lane % 4 / 2;
+    const int shift = lane % 2 * 4;
+    for (int i = 0; i < 16; ++i) {
+      chunk[2 * i] = static_cast<uint8_t>(chunk[2 * i] | (nibbles[i] & 15) << shift);
+      chunk[2 * (i + 16)] = static_cast<uint8_t>(chunk[2 * (i + 16)] | (nibbles[i] >> 4) << shift);
+    }
+  }
+}
+
+void pack_q8_rows(const uint8_t* row, int64_t groups, int lane, uint8_t* panel) {
+  for (int64_t g = 0; g < groups; ++g, row += 34, panel += Q8_GROUP_BYTES) {
+    write_u16(panel + 2 * lane, read_u16(row));
+    uint8_t* chunk = panel + 2 * PANEL + lane / 2 * 64 + lane % 2 * 2;
+    for (int k = 0; k < GROUP; ++k) chunk[4 * (k % 16) + k / 16] = static_cast<uint8_t>(row[2 + k] ^ 0x80u);
+  }
+}
+
+void pack_bf16_row(const float* row, int64_t width, int lane, uint8_t* panel) {
+  for (int64_t k = 0; k < width; ++k)
+    write_u16(panel + k / GROUP * static_cast<int64_t>(BF16_GROUP_BYTES) + 2 * (lane * GROUP + k % GROUP), float_to_bf16(row[k]));
+}
+
 void unpack_q4_row(const uint8_t* panel, int64_t groups, int lane, float* out) {
   for (int64_t g = 0; g < groups; ++g, panel += Q4_GROUP_BYTES, out += GROUP) {
     const float scale = half_to_float(read_u16(panel + 2 * lane));
@@ -88,6 +118,28 @@ void unpack_q8_row(const uint8_t* panel, int64_t groups, int lane, float* out) {
     const uint8_t* chunks = panel + 2 * PANEL + lane / 16 * 512 + 4 * (lane % 16);
     for (int k = 0; k < GROUP; ++k) out[k] = scale * static_cast<float>(chunks[64 * (k / 4) + k % 4] - 128);
   }
+}
+
+void unpack_q4_rows(const uint8_t* panel, int64_t groups, int lane, float* out) {
+  for (int64_t g = 0; g < groups; ++g, panel += Q4_GROUP_BYTES, out += GROUP) {
+    const float scale = half_to_float(read_u16(panel + 2 * lane));
+    const float minimum = half_to_float(read_u16(panel + 2 * PANEL + 2 * lane));
+    const uint8_t* chunk = panel + 4 * PANEL + lane / 4 * 64 + lane % 4 / 2;
+    for (int k = 0; k < GROUP; ++k) out[k] = scale * static_cast<float>(chunk[2 * k] >> lane % 2 * 4 & 15) + minimum;
+  }
+}
+
+void unpack_q8_rows(const uint8_t* panel, int64_t groups, int lane, float* out) {
+  for (int64_t g = 0; g < groups; ++g, panel += Q8_GROUP_BYTES, out += GROUP) {
+    const float scale = half_to_float(read_u16(panel + 2 * lane));
+    const uint8_t* chunk = panel + 2 * PANEL + lane / 2 * 64 + lane % 2 * 2;
+    for (int k = 0; k < GROUP; ++k) out[k] = scale * static_cast<float>(chunk[4 * (k % 16) + k / 16] - 128);
+  }
+}
+
+void unpack_bf16_row(const uint8_t* panel, int64_t width, int lane, float* out) {
+  for (int64_t k = 0; k < width; ++k)
+    out[k] = bf16_to_float(read_u16(panel + k / GROUP * static_cast<int64_t>(BF16_GROUP_BYTES) + 2 * (lane * GROUP + k % GROUP)));
 }
 
 }  // namespace
@@ -141,18 +193,27 @@ void decode_row(FileType type, const uint8_t* p, int64_t width, float* out) {
   }
 }
 
-Layout packed_layout(FileType type, bool integer) {
+Layout packed_layout(FileType type, bool integer, bool bf16) {
   if (!integer) return Layout::float32;
-  if (type == FileType::q4_0 || type == FileType::q4_1) return Layout::q4;
-  if (type == FileType::q8_0) return Layout::q8;
-  return Layout::float32;
+  switch (type) {
+    case FileType::q4_0:
+    case FileType::q4_1: return bf16 ? Layout::q4_rows : Layout::q4;
+    case FileType::q8_0: return bf16 ? Layout::q8_rows : Layout::q8;
+    case FileType::f16:
+    case FileType::bf16: return bf16 ? Layout::bf16_rows : Layout::float32;
+    case FileType::f32: return Layout::float32;
+  }
+  throw std::logic_error("file type");
 }
 
 size_t panel_bytes(Layout layout, int64_t in_features) {
   const size_t groups = static_cast<size_t>((in_features + GROUP - 1) / GROUP);
   switch (layout) {
-    case Layout::q4: return groups * Q4_GROUP_BYTES;
-    case Layout::q8: return groups * Q8_GROUP_BYTES;
+    case Layout::q4:
+    case Layout::q4_rows: return groups * Q4_GROUP_BYTES;
+    case Layout::q8:
+    case Layout::q8_rows: return groups * Q8_GROUP_BYTES;
+    case Layout::bf16_rows: return groups * BF16_GROUP_BYTES;
     case Layout::float32: return groups * F32_GROUP_BYTES;
   }
   throw std::logic_error("layout");
@@ -163,20 +224,26 @@ void pack_panels(FileType type, Layout layout, const uint8_t* data, int64_t out_
   const size_t stride = row_bytes(type, in_features);
   const size_t bytes = panel_bytes(layout, in_features);
   const int64_t groups = (in_features + GROUP - 1) / GROUP;
-  std::vector<float> row(layout == Layout::float32 ? static_cast<size_t>(in_features) : 0);
+  std::vector<float> row(static_cast<size_t>(in_features));
   for (int64_t p = first; p < last; ++p) {
     uint8_t* panel = out + static_cast<size_t>(p) * bytes;
     std::memset(panel, 0, bytes);
     for (int lane = 0; lane < PANEL && p * PANEL + lane < out_features; ++lane) {
       const uint8_t* source = data + static_cast<size_t>(p * PANEL + lane) * stride;
-      if (layout == Layout::q4) {
-        pack_q4_row(type, source, groups, lane, panel);
-      } else if (layout == Layout::q8) {
-        pack_q8_row(source, groups, lane, panel);
-      } else {
-        decode_row(type, source, in_features, row.data());
-        float* values = reinterpret_cast<float*>(panel);
-        for (int64_t k = 0; k < in_features; ++k) values[k * PANEL + lane] = row[static_cast<size_t>(k)];
+      switch (layout) {
+        case Layout::q4: pack_q4_row(type, source, groups, lane, panel); break;
+        case Layout::q8: pack_q8_row(source, groups, lane, panel); break;
+        case Layout::q4_rows: pack_q4_rows(type, source, groups, lane, panel); break;
+        case Layout::q8_rows: pack_q8_rows(source, groups, lane, panel); break;
+        case Layout::bf16_rows:
+          decode_row(type, source, in_features, row.data());
+          pack_bf16_row(row.data(), in_features, lane, panel);
+          break;
+        case Layout::float32:
+          decode_row(type, source, in_features, row.data());
+          float* values = reinterpret_cast<float*>(panel);
+          for (int64_t k = 0; k < in_features; ++k) values[k * PANEL + lane] = row[static_cast<size_t>(k)];
+          break;
       }
     }
   }
@@ -188,6 +255,9 @@ void unpack_row(const Matrix& matrix, int64_t row, float* out) {
   switch (matrix.layout) {
     case Layout::q4: return unpack_q4_row(panel, matrix.groups(), lane, out);
     case Layout::q8: return unpack_q8_row(panel, matrix.groups(), lane, out);
+    case Layout::q4_rows: return unpack_q4_rows(panel, matrix.groups(), lane, out);
+    case Layout::q8_rows: return unpack_q8_rows(panel, matrix.groups(), lane, out);
+    case Layout::bf16_rows: return unpack_bf16_row(panel, matrix.in_features, lane, out);
     case Layout::float32:
       for (int64_t k = 0; k < matrix.in_features; ++k)
         std::memcpy(out + k, panel + sizeof(float) * static_cast<size_t>(k * PANEL + lane), sizeof(float));

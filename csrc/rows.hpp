@@ -1,4 +1,4 @@
-// Rows of a step between two operators: float32 buffers, and the integers that a linear multiplies.
+// Rows of a step between two operators: float32 buffers, and what a linear multiplies of them, rounded.
 //
 // Both only ever grow, lie on cache lines (an unaligned row would cost a second line at every load), and keep nothing
 // between steps. Knows sizes, not what the numbers mean.
@@ -39,19 +39,24 @@ using Floats = Aligned<float>;
 class RoundedRows {
  public:
   // Makes room for `rows` rows of `width` values.
-  QuantizedRows prepare(int64_t rows, int64_t width) {
+  QuantizedRows prepare(int64_t rows, int64_t width, bool bf16) {
     const int64_t padded = padded_rows(rows), groups = (width + GROUP - 1) / GROUP;
     const size_t count = static_cast<size_t>(padded * groups);
+    if (bf16) {
+      bf16_.reserve(count * GROUP);
+      return {nullptr, nullptr, nullptr, bf16_.data(), rows, padded};
+    }
     groups_.reserve(count);
     fine_.reserve(count * GROUP);
     wide_.reserve(count);
-    return {groups_.data(), fine_.data(), wide_.data(), rows, padded};
+    return {groups_.data(), fine_.data(), wide_.data(), nullptr, rows, padded};
   }
 
  private:
   Aligned<RoundedGroup> groups_;
   Aligned<int8_t> fine_;
   Aligned<uint8_t> wide_;
+  Aligned<uint16_t> bf16_;
 };
 
 }  // namespace puna

@@ -19,7 +19,7 @@ State = Literal["ok", "warn", "fail"]
 MIN_FREE_BYTES = 1 << 30
 MIN_DISK_BYTES = 1 << 30
 SELF_TEST_TOLERANCE = 1e-3
-CPU_FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "asimd")
+CPU_FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "avx_vnni", "asimd")
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ def largest_difference() -> float:
     weights, kv = _weights(), KVConfig(num_blocks=4, block_size=BLOCK_SIZE, dtype="f32")
     worst = 0.0
     for compute in ("float32", "int8"):
-        native = NativeInterpreter(_PROGRAM, weights, kv, compute=compute).step(_batch()).logits
-        truth = ReferenceInterpreter(_PROGRAM, weights, kv, quantize_activations=compute == "int8")
-        expected = truth.step(_batch()).logits
+        core = NativeInterpreter(_PROGRAM, weights, kv, compute=compute)
+        native = core.step(_batch()).logits
+        expected = ReferenceInterpreter(_PROGRAM, weights, kv, rounding=core.rounding).step(_batch()).logits
         assert native is not None
         assert expected is not None
         difference = float(np.abs(native - expected).max())

@@ -8,12 +8,14 @@ target for padding.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from puna.kernels.program import Program
+
+Rounding = Literal["none", "int8", "bf16"]  # of factors of linears, before they are multiplied
 
 I32 = npt.NDArray[np.int32]
 F32 = npt.NDArray[np.float32]

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from puna.errors import InputError, ModelFileError
 from puna.kernels import program as ops
-from puna.kernels.batch import KVConfig, StepBatch, StepOutput
+from puna.kernels.batch import KVConfig, Rounding, StepBatch, StepOutput
 from puna.kernels.cpu.threads import available_threads, may_pin
 from puna.kernels.tensor import RawTensor
 
@@ -62,8 +62,9 @@ class StageTime(NamedTuple):
 class NativeInterpreter:
     """See `puna.kernels.batch.Interpreter`.
 
-    `compute`: "int8" multiplies quantised matrices with activations rounded to int8 in groups of 32; "float32" decodes
-    every weight to float32. `isa`: one of `paths()`, or "auto". `threads`: 0 takes all that this process may use.
+    `compute`: "int8" multiplies quantised matrices with activations rounded to int8 in groups of 32, or, on the path
+    "amx", every matrix that is not float32 in the file with both sides rounded to bf16; "float32" decodes every weight
+    to float32. `isa`: one of `paths()`, or "auto". `threads`: 0 takes all that this process may use.
     `cores`: no more of them get work than this; 0 is as many as this process may use. `pin`: gives each worker a core
     of its own, where that is wise.
     `progress`: uint64 array of one element, in shared memory say, that counts executed operators.
@@ -88,6 +89,7 @@ class NativeInterpreter:
             raise InputError(f"compute is {compute!r}; it is 'int8' or 'float32'", param="compute")
         self.program = program
         self.kv = kv
+        self._compute = compute
         threads = threads or available_threads()
         try:
             self._core = _native.Core(isa, threads, cores or available_threads(), pin and may_pin(threads))
@@ -142,6 +144,13 @@ class NativeInterpreter:
     @property
     def isa(self) -> str:
         return str(self._core.path())
+
+    @property
+    def rounding(self) -> Rounding:
+        """What becomes of factors of linears before they are multiplied."""
+        if self._compute == "float32":
+            return "none"
+        return "bf16" if self.isa == "amx" else "int8"
 
     @property
     def threads(self) -> int:

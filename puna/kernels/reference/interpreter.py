@@ -7,13 +7,13 @@ another order for another batch, so it is not batch-invariant; it is exact enoug
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
 
 from puna.kernels import program as ops
-from puna.kernels.batch import KVConfig, StepBatch, StepOutput
+from puna.kernels.batch import KVConfig, Rounding, StepBatch, StepOutput
 from puna.kernels.reference import operators
 from puna.kernels.reference.attention import KVPool, attend
 from puna.kernels.reference.dequantize import dequantize
@@ -24,9 +24,16 @@ F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
 
 
+def _product(rounding: Rounding, type: str) -> Callable[[F32, F32, F32 | None], F32]:
+    if rounding == "int8" and type.startswith("Q"):
+        return operators.linear_rounded
+    return operators.linear_bf16 if rounding == "bf16" and type != "F32" else operators.linear
+
+
 class ReferenceInterpreter:
-    """See `puna.kernels.batch.Interpreter`. `quantize_activations` rounds the inputs of matrices that are quantised
-    in the file, as the native integer path does."""
+    """See `puna.kernels.batch.Interpreter`. `rounding` is what the native core does to factors of linears
+    (`NativeInterpreter.rounding`): "int8" rounds the inputs of matrices that are quantised in the file, "bf16" both
+    factors, also of matrices in half precision."""
 
     batch_invariant = False
 
@@ -36,19 +43,21 @@ class ReferenceInterpreter:
         weights: Mapping[str, RawTensor],
         kv: KVConfig,
         *,
-        quantize_activations: bool = False,
+        rounding: Rounding = "none",
     ) -> None:
         self.program = program
         self.kv = kv
         self._weights = {name: dequantize(weights[name]) for name in program.weights()}
-        self._integer = {n for n in program.weights() if quantize_activations and weights[n].type.startswith("Q")}
+        self._product = {n: _product(rounding, weights[n].type) for n in program.weights()}
         self._pool = KVPool(program, kv)
         self._progress = 0
         digest = hashlib.sha256()
         for name in program.weights():
             digest.update(name.encode())
             digest.update(weights[name].data[:: max(1, weights[name].data.size // 4096)].tobytes())
-        self._fingerprint = f"{digest.hexdigest()[:16]}-numpy-{kv.dtype}" + ("-int8" if quantize_activations else "")
+        self._fingerprint = f"{digest.hexdigest()[:16]}-numpy-{kv.dtype}" + (
+            "" if rounding == "none" else f"-{rounding}"
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -89,8 +98,8 @@ class ReferenceInterpreter:
                 bias = None if op.bias is None else w[op.bias]
                 buffers[op.out] = operators.layer_norm(buffers[op.src], w[op.weight], bias, op.eps)
             case ops.Linear():
-                product = operators.linear_rounded if op.weight in self._integer else operators.linear
-                out = product(buffers[op.src], w[op.weight], None if op.bias is None else w[op.bias])
+                bias = None if op.bias is None else w[op.bias]
+                out = self._product[op.weight](buffers[op.src], w[op.weight], bias)
                 buffers[op.out] = buffers[op.out] + out if op.accumulate else out
             case ops.Rope():
                 inv_freq = np.asarray(op.inv_freq, dtype=np.float32)

@@ -65,6 +65,18 @@ def linear_rounded(x: F32, weight: F32, bias: F32 | None = None) -> F32:
     return linear(round_rows(x), weight, bias)
 
 
+def round_bf16(x: F32) -> F32:
+    """x with eight bits of mantissa: the nearest bfloat16, ties to even."""
+    bits = np.ascontiguousarray(x).view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
+    return np.where(np.isnan(x), x, rounded.view(np.float32))
+
+
+def linear_bf16(x: F32, weight: F32, bias: F32 | None = None) -> F32:
+    """`linear` with weights and activations rounded to bf16, as paths with tiles round them (csrc/matmul_amx.hpp)."""
+    return linear(round_bf16(x), round_bf16(weight), bias)
+
+
 def rope(x: F32, positions: I32, heads: int, head_dim: int, inv_freq: F32, style: RopeStyle, scale: float) -> F32:
     """x: [T, heads * head_dim]; angles in float64 so that long positions keep their phase."""
     half = len(inv_freq)

@@ -1,0 +1,31 @@
+// The path of processors with tiles of bf16: what avx512 does, but for its linears. Float32 layouts stay with avx512.
+#include "matmul_amx.hpp"
+
+namespace puna {
+
+namespace {
+
+void linear(const LinearArgs& a, const LinearPart& part) {
+  switch (a.matrix->layout) {
+    case Layout::q4_rows: return path_amx::multiply<path_amx::Q4Rows>(a, part);
+    case Layout::q8_rows: return path_amx::multiply<path_amx::Q8Rows>(a, part);
+    case Layout::bf16_rows: return path_amx::multiply<path_amx::Bf16Rows>(a, part);
+    default: return avx512_kernels.linear(a, part);
+  }
+}
+
+KernelTable amx_table() {
+  KernelTable table = avx512_kernels;
+  table.name = "amx";
+  table.bf16 = true;
+  table.linear = linear;
+  table.block_rows = path_amx::BLOCK_ROWS;
+  table.quantize = path_amx::round_bf16;
+  return table;
+}
+
+}  // namespace
+
+const KernelTable amx_kernels = amx_table();
+
+}  // namespace puna

@@ -1,0 +1,58 @@
+"""A row of a product has the same bits however many rows it shares a step with, and whichever they are.
+
+Kernels cut rows into tiles by their number, and may change sides of a product from some number on: every such border
+is crossed here, alone or with a neighbour whose values are not finite.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from puna.kernels import program as ops
+from puna.kernels.batch import KVConfig
+from puna.kernels.cpu import NativeInterpreter
+from puna.kernels.tensor import BLOCK_SIZES
+from tests.kernels.steps import F32, around, raw, step
+
+COUNTS = (1, 2, 3, 4, 5, 8, 9, 12, 15, 16, 17, 24, 31, 32, 33, 48, 63, 64, 65, 80, 255, 257)
+MOST = 530  # more than two blocks of rows on every path
+
+
+def normal(seed: int, *shape: int) -> F32:
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def product(x: F32, kind: str, n: int, isa: str) -> F32:
+    """x times a random matrix, added to random rows, with a bias."""
+    count, k = x.shape
+    weights = {"w": raw("w", normal(1, n, k), kind), "b": raw("b", normal(2, n))}
+    tables = {"x": x, "y": normal(3, MOST, n)[:count]}
+    case = around([ops.Linear("x", "y", "w", "b", True)], tables, weights, out="y")
+    kv = KVConfig(num_blocks=40, block_size=16)
+    native = NativeInterpreter(case.program, case.weights, kv, isa=isa, threads=2)
+    logits = native.step(step([(range(count), 0, range(1, 2 + count // 16))])).logits
+    assert logits is not None
+    return logits[:, :n]
+
+
+@pytest.mark.parametrize("kind", sorted(BLOCK_SIZES))
+def test_a_row_has_the_same_bits_among_any_number_of_rows(isa: str, kind: str) -> None:
+    if isa == "portable":
+        pytest.skip("too slow for this many rows")
+    for n, k in ((75, 96), (33, 640)):
+        x = normal(4, MOST, k)
+        wanted = product(x, kind, n, isa)
+        for count in COUNTS:
+            np.testing.assert_array_equal(product(x[:count], kind, n, isa), wanted[:count])
+
+
+@pytest.mark.parametrize("kind", sorted(BLOCK_SIZES))
+@pytest.mark.parametrize("count", [2, 20, 70])
+def test_a_row_that_is_not_finite_touches_no_other(isa: str, kind: str, count: int) -> None:
+    x = normal(5, count, 64)
+    wanted = product(x, kind, 40, isa)
+    x[0, 3], x[0, 40] = np.nan, np.inf
+    found = product(x, kind, 40, isa)
+    assert np.isnan(found[0]).all()
+    np.testing.assert_array_equal(found[1:], wanted[1:])
