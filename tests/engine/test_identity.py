@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from puna.engine.core import Engine
 from puna.engine.params import EngineRequest
 from tests.engine.conftest import EngineMaker, native
 from tests.engine.driving import Samples, assert_same, finish, prompt, request, run
+from tests.tiny import write_tiny_llama
 
 LENGTHS = (1, 5, 16, 17, 33, 60, 90)
 KINDS: tuple[dict[str, Any], ...] = (
@@ -22,6 +24,13 @@ KINDS: tuple[dict[str, Any], ...] = (
     {"logit_bias": {5: 4.0, 9: -100.0}, "min_tokens": 4},
     {"allowed_token_ids": [7, 8, 9, 10, 11], "bad_word_ids": [[7, 8], [9]]},
 )
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Wider than in other tests, for sums of three and five groups: two groups add up to the same in either order."""
+    path = tmp_path_factory.mktemp("wider") / "tiny.gguf"
+    return write_tiny_llama(path, tied=False, types="Q8_0", width=96, ffn=160)
 
 
 def crowd() -> list[EngineRequest]:
