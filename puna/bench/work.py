@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from puna.bench.steps import StepShape
 from puna.engine.config import EngineConfig
+from puna.kernels.cpu import settled_path
 from puna.kernels.program import (
     Activate,
     Add,
@@ -28,6 +29,7 @@ from puna.models.load import LoadedModel
 
 FLOAT_BYTES = 4
 CACHE_BYTES = {"f32": 4, "bf16": 2, "f16": 2, "int8": 1}
+OPERAND_BYTES = {"f32": 4, "bf16_tiles": 2, "int8": 1}
 FLOAT_TYPES = ("F32", "F16", "BF16")
 # Of operators that go through rows value by value: operations a value, counted from what they compute.
 VALUE_OPERATIONS: dict[type, int] = {
@@ -83,13 +85,22 @@ def work_of(ops: list[Op], model: LoadedModel, config: EngineConfig, shape: Step
     return replace(total, working_bytes=packed_bytes + sum(passing) + max(staying, default=0.0))
 
 
+def _operand(type: str, config: EngineConfig) -> str:
+    """What a matrix of that type in the file is multiplied in."""
+    if config.compute == "float32":
+        return "f32"
+    if settled_path(config.isa) == "amx":
+        return "f32" if type == "F32" else "bf16_tiles"
+    return "f32" if type in FLOAT_TYPES else "int8"
+
+
 def _work(op: Op, model: LoadedModel, config: EngineConfig, shape: StepShape) -> Work:
     widths, rows = model.program.buffers, shape.tokens
     if isinstance(op, Linear):
         read, written = widths[op.src], widths[op.out]
-        integer = config.compute == "int8" and model.weights[op.weight].type not in FLOAT_TYPES
-        moved = rows * (read * (1 if integer else FLOAT_BYTES) + written * FLOAT_BYTES)
-        return Work(moved, 2.0 * rows * read * written, "int8" if integer else "f32", moved)
+        operand = _operand(model.weights[op.weight].type, config)
+        moved = rows * (read * OPERAND_BYTES[operand] + written * FLOAT_BYTES)
+        return Work(moved, 2.0 * rows * read * written, operand, moved)
     if isinstance(op, Attend):
         element = CACHE_BYTES[config.kv_dtype]
         # Each sequence's keys and values once, however many of its tokens look at them.
