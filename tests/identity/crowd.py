@@ -128,7 +128,7 @@ def recomputed(make: EngineMaker, crowd: Crowd) -> Samples:
 
 
 def swapped(make: EngineMaker, crowd: Crowd) -> Samples:
-    return _in_tight_memory(make, crowd, room=2, swap_bytes=64 * crowd.block_bytes, policy="priority")
+    return _in_tight_memory(make, crowd, room=1, swap_bytes=64 * crowd.block_bytes, policy="priority")
 
 
 def _in_tight_memory(make: EngineMaker, crowd: Crowd, room: int, **options: Any) -> Samples:
