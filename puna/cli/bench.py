@@ -67,6 +67,7 @@ def latency(
         max_model_len=max_model_len,
         kv_gib=kv_gib,
         kv_dtype=kv_dtype,
+        max_seqs=1,
     )
 
     from puna.bench.figures import latency_of

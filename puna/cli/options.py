@@ -65,7 +65,9 @@ Compute = Annotated[
 Isa = Annotated[
     str,
     typer.Option(
-        "--isa", rich_help_panel=_ENGINE, help="Instruction path of the native core. auto: the best (puna doctor)."
+        "--isa",
+        rich_help_panel=_ENGINE,
+        help="Instruction path of the native core. auto: the best (puna doctor) for the sequences at once.",
     ),
 ]
 MaxModelLen = Annotated[

@@ -6,6 +6,7 @@ The only place in the engine that names backends. Knows models and memory plans;
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def build_interpreter(config: EngineConfig, model: LoadedModel, kv: KVConfig, pr
 
         return ReferenceInterpreter(model.program, model.weights, kv)
     try:
-        from puna.kernels.cpu import NativeInterpreter
+        from puna.kernels.cpu import NativeInterpreter, paths
     except ImportError as error:
         raise EngineError(
             f"the native core cannot be imported ({error}); install Puna with its wheel, build it with "
@@ -93,10 +94,18 @@ def build_interpreter(config: EngineConfig, model: LoadedModel, kv: KVConfig, pr
         kv,
         threads=config.threads,
         pin=config.pin,
-        isa=config.isa,
+        isa=path_for(config, paths()),
         compute=config.compute,
         progress=progress,
     )
+
+
+def path_for(config: EngineConfig, paths: Sequence[str]) -> str:
+    """The instruction path that a config means. "auto" is the best of `paths`, but for an engine that serves one
+    sequence at a time it is not "amx": tiles decode weights in more operations, which one stream waits for."""
+    if config.isa == "auto" and config.max_seqs == 1 and paths[0] == "amx":
+        return paths[1]
+    return config.isa
 
 
 def check_threads(threads: int) -> None:

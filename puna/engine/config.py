@@ -23,7 +23,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Options of one engine.
 
     model: a path, or a name that `puna.models.names.resolve` knows. backend "cpu" is the native one, "reference" NumPy.
-    compute, isa, threads: the native backend's numeric path, instruction set and thread count (0: one a core).
+    compute, isa, threads: the native backend's numeric path, instruction path and thread count (0: one a core). isa
+        "auto" is the best path for max_seqs (`puna.engine.backend.path_for`).
     pin: gives each of those threads a core of its own, where they are all that this process may use.
     kv_dtype, kv_bytes, swap_bytes, memory_share: type and size of the pool of keys and values, of the swap space beside
     it, and the share of free memory that a pool without a size may take.
