@@ -1,7 +1,9 @@
 """Puna in a process of its own, for peers.py: the same lines in and out as vllm_worker.py.
 
 usage: python puna_worker.py MODEL [KV_MIB]
-A line {"memory": true} is answered with what the process holds: resident bytes, packed weights, the pool.
+A line {"memory": true} is answered with what the process holds: resident bytes, packed weights, the pool. Work that is
+`alone` goes to an engine of one sequence at a time, as `puna chat` opens it; the next other
+line closes it.
 """
 
 from __future__ import annotations
@@ -29,8 +31,16 @@ def main() -> None:
     kv_bytes = int(sys.argv[2]) << 20 if len(sys.argv) > 2 else None
     engine = Engine(EngineConfig(model=sys.argv[1], kv_bytes=kv_bytes))
     say(ready=True, version=puna.__version__, load_s=time.perf_counter() - started)
+    single: Engine | None = None
     for line in sys.stdin:
         work = json.loads(line)
+        if work.get("alone"):
+            single = single or Engine(EngineConfig(model=sys.argv[1], kv_bytes=kv_bytes, max_seqs=1))
+            say(seconds=run(single, work))
+            continue
+        if single is not None:
+            single.close()
+            single = None
         if work.get("memory"):
             say(**memory(engine))
         else:
