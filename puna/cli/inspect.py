@@ -46,7 +46,7 @@ def _file_facts(path: Path, *, with_tensors: bool) -> dict[str, Any]:
     facts = dataclasses.asdict(describe(path))
     if with_tensors:
         facts["tensors"] = [
-            {"name": tensor.name, "type": tensor.type, "shape": tensor.shape, "bytes": tensor.data.nbytes}
+            {"name": tensor.name, "type": tensor.type, "shape": tensor.shape, "bytes": tensor.nbytes}
             for tensor in load_model(path).file.tensors.values()
         ]
     return facts
@@ -77,7 +77,7 @@ def _print_facts(facts: dict[str, Any]) -> None:
     kv = ", ".join(f"{format_bytes(size)} as {kind}" for kind, size in facts["kv_bytes_per_token"].items())
     lines = {
         "name": facts["name"],
-        "file": f"{facts['path']} ({format_bytes(facts['file_bytes'])}, GGUF {facts['gguf_version']})",
+        "file": f"{facts['path']} ({format_bytes(facts['file_bytes'])}, {facts['container']})",
         "fingerprint": facts["fingerprint"],
         "family": facts["family"],
         "layers": f"{facts['layers']} of width {facts['width']}, feed-forward {facts['feed_forward_width']}",

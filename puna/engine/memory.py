@@ -108,7 +108,7 @@ def _weight_bytes(config: EngineConfig, program: Program, weights: Mapping[str, 
     tensors = [weights[name] for name in program.weights()]
     if config.backend == "reference" or config.compute == "float32":
         return sum(4 * t.elements for t in tensors)
-    return int(sum(len(t.data) * (_QUANTISED_GROWTH if t.type.startswith("Q") else 1.0) for t in tensors))
+    return int(sum(t.nbytes * (_QUANTISED_GROWTH if t.type.startswith("Q") else 1.0) for t in tensors))
 
 
 def _work_bytes(config: EngineConfig, program: Program, max_model_len: int) -> int:

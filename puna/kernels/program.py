@@ -131,6 +131,38 @@ class Gate:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """out = sum over a token's experts e of share_e * (activation(src @ gate_e.T) * (src @ up_e.T)) @ down_e.T.
+
+    Buffer `router` holds a score for each of E experts. Its softmax over all E gives shares; a token's experts are the
+    `used` with the highest ones (of equals the lower number), in that order, which is the order of the sum. Their
+    shares are divided by their sum where `normalised`, then multiplied by `scale`. out += ... where `accumulate`.
+    gate, up: (E, width, in_features); down: (E, out_features, width).
+    """
+
+    src: str
+    router: str
+    out: str
+    gate: str
+    up: str
+    down: str
+    used: int
+    width: int
+    kind: Activation
+    normalised: bool
+    scale: float = 1.0
+    accumulate: bool = False
+
+
+@dataclass(frozen=True)
+class ScaleRows:
+    """buffer[t] *= sigmoid(gate[t, 0]); `gate` is one value wide."""
+
+    buffer: str
+    gate: str
+
+
+@dataclass(frozen=True)
 class Add:
     """out += src."""
 
@@ -165,6 +197,8 @@ Op = (
     | Attend
     | Activate
     | Gate
+    | Experts
+    | ScaleRows
     | Add
     | Scale
     | Softcap
@@ -195,10 +229,12 @@ class Program:
 
     def weights(self) -> tuple[str, ...]:
         """Names of all weights the program reads, each once, in order of first use."""
-        names: dict[str, None] = {}
-        for op in self.body + self.head:
-            for field in ("weight", "bias"):
-                name = getattr(op, field, None)
-                if name is not None:
-                    names[name] = None
-        return tuple(names)
+        return tuple(dict.fromkeys(name for op in self.body + self.head for name in weights_of(op)))
+
+
+def weights_of(op: Op) -> tuple[str, ...]:
+    """Names of the weights that an operator reads."""
+    if isinstance(op, Experts):
+        return op.gate, op.up, op.down
+    found = (getattr(op, field, None) for field in ("weight", "bias"))
+    return tuple(name for name in found if name is not None)

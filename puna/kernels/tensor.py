@@ -6,6 +6,7 @@ file, so a tensor must not outlive its file. This module knows how large each ty
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,3 +42,29 @@ class RawTensor:
         for extent in self.shape:
             count *= extent
         return count
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of `data`, known without making them."""
+        values, size = BLOCK_SIZES[self.type]
+        return self.elements // values * size
+
+    def renamed(self, name: str) -> RawTensor:
+        return RawTensor(name, self.type, self.shape, self.data)
+
+
+class MadeTensor(RawTensor):
+    """A tensor whose bytes are made from others whenever they are asked for, and not kept."""
+
+    _make: Callable[[], npt.NDArray[np.uint8]]
+
+    def __init__(self, name: str, type: str, shape: tuple[int, ...], make: Callable[[], npt.NDArray[np.uint8]]) -> None:
+        for field, value in (("name", name), ("type", type), ("shape", shape), ("_make", make)):
+            object.__setattr__(self, field, value)
+
+    @property
+    def data(self) -> npt.NDArray[np.uint8]:
+        return self._make()
+
+    def renamed(self, name: str) -> RawTensor:
+        return MadeTensor(name, self.type, self.shape, self._make)

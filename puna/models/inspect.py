@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from puna.errors import ModelFileError
 from puna.kernels.batch import KVConfig, kv_bytes_per_block
 from puna.kernels.tensor import RawTensor
-from puna.models.load import LoadedModel, load_model
+from puna.models.load import load_model
+from puna.models.spec import LayerSpec
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class ModelReport:
     name: str
     fingerprint: str
     file_bytes: int
-    gguf_version: int
+    container: str
     family: str
     layers: int
     width: int
@@ -63,33 +63,32 @@ def describe(path: str | os.PathLike[str]) -> ModelReport:
     spec, first = model.spec, model.spec.layers[0]
     tensors = list(model.file.tensors.values())
     parameters = sum(tensor.elements for tensor in tensors)
-    licence = model.metadata.get("general.license")
     return ModelReport(
         path=model.path,
         name=model.name,
         fingerprint=model.fingerprint,
         file_bytes=model.file.size,
-        gguf_version=model.file.version,
+        container=model.file.container,
         family=spec.family,
         layers=len(spec.layers),
         width=spec.width,
         heads=first.attention.heads,
         kv_heads=first.attention.kv_heads,
         head_dim=first.attention.head_dim,
-        feed_forward_width=sum(feed_forward.width for feed_forward in first.feed_forwards),
+        feed_forward_width=_feed_forward_width(first),
         context_length=spec.context_length,
         vocab_size=spec.vocab_size,
         tied_head=spec.tied_head,
         parameters=parameters,
-        bits_per_parameter=8 * sum(tensor.data.nbytes for tensor in tensors) / max(1, parameters),
+        bits_per_parameter=8 * sum(tensor.nbytes for tensor in tensors) / max(1, parameters),
         types=_shares(tensors),
         kv_bytes_per_token={
             dtype: kv_bytes_per_block(model.program, KVConfig(1, block_size=1, dtype=dtype))
             for dtype in ("f16", "f32", "int8")
         },
-        tokenizer=_tokenizer_kind(model),
+        tokenizer=model.file.tokenizer_kind(),
         chat_template=model.chat_template is not None,
-        licence=licence if isinstance(licence, str) else None,
+        licence=model.file.licence,
     )
 
 
@@ -101,16 +100,11 @@ def _shares(tensors: Iterable[RawTensor]) -> tuple[TypeShare, ...]:
     for tensor in tensors:
         counts[tensor.type] += 1
         parameters[tensor.type] += tensor.elements
-        sizes[tensor.type] += tensor.data.nbytes
+        sizes[tensor.type] += tensor.nbytes
     return tuple(TypeShare(kind, counts[kind], parameters[kind], size) for kind, size in sizes.most_common())
 
 
-def _tokenizer_kind(model: LoadedModel) -> str:
-    kind, cut = model.metadata.get("tokenizer.ggml.model"), model.metadata.get("tokenizer.ggml.pre", "default")
-    if kind is None:
-        return "none"
-    try:
-        tokens = model.tokenizer.vocab_size
-    except ModelFileError as error:
-        return f"{kind}, unusable: {error}"
-    return f"byte-level BPE ({cut}), {tokens} tokens"
+def _feed_forward_width(layer: LayerSpec) -> int:
+    """Values between the matrices of all feed-forwards of a layer, experts counted one by one."""
+    apart = sum(part.width for part in layer.feed_forwards)
+    return apart + sum(part.experts * part.width + part.shared_width for part in layer.experts)

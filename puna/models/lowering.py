@@ -13,6 +13,7 @@ from puna.kernels.program import (
     Attend,
     Embed,
     EmbedPositions,
+    Experts,
     Gate,
     KVShape,
     LayerNorm,
@@ -22,10 +23,20 @@ from puna.kernels.program import (
     RmsNorm,
     Rope,
     Scale,
+    ScaleRows,
     Softcap,
     StoreKV,
 )
-from puna.models.spec import AttentionSpec, BranchSpec, FeedForwardSpec, ModelSpec, NormSpec, RopeSpec
+from puna.models.spec import (
+    AttentionSpec,
+    BranchSpec,
+    ExpertsSpec,
+    FeedForwardSpec,
+    LayerSpec,
+    ModelSpec,
+    NormSpec,
+    RopeSpec,
+)
 
 
 def lower(spec: ModelSpec) -> Program:
@@ -35,12 +46,11 @@ def lower(spec: ModelSpec) -> Program:
     if spec.embedding_scale != 1.0:
         line.ops.append(Scale("hidden", spec.embedding_scale))
     if spec.learned_positions:
-        line.ops.append(EmbedPositions("hidden", "positions"))
+        line.ops.append(EmbedPositions("hidden", "positions", spec.position_offset))
     if spec.embedding_norm is not None:
         line.norm(spec.embedding_norm, "hidden", "hidden", "embedding_norm")
     for index, layer in enumerate(spec.layers):
-        for branch in layer.branches:
-            line.branch(branch, index)
+        line.layer(layer, index)
     body, line.ops = tuple(line.ops), []
 
     source = "hidden"
@@ -50,6 +60,8 @@ def lower(spec: ModelSpec) -> Program:
     line.buffer("logits", spec.vocab_size)
     output = "embedding" if spec.tied_head else "output"
     line.ops.append(Linear(source, "logits", output, "output.bias" if spec.output_bias else None))
+    if spec.logit_divisor != 1.0:
+        line.ops.append(Scale("logits", 1.0 / spec.logit_divisor))
     if spec.logit_softcap:
         line.ops.append(Softcap("logits", spec.logit_softcap))
     kv = tuple(KVShape(layer.attention.kv_heads, layer.attention.head_dim) for layer in spec.layers)
@@ -71,6 +83,10 @@ def weight_shapes(program: Program) -> dict[str, tuple[int, ...]]:
             shapes[op.weight] = (op.group or program.buffers[op.src],)
         elif isinstance(op, LayerNorm):
             shapes[op.weight] = (program.buffers[op.src],)
+        elif isinstance(op, Experts):
+            experts, inputs, outputs = (program.buffers[name] for name in (op.router, op.src, op.out))
+            shapes[op.gate] = shapes[op.up] = (experts, op.width, inputs)
+            shapes[op.down] = (experts, outputs, op.width)
         if isinstance(op, Linear | LayerNorm) and op.bias is not None:
             shapes[op.bias] = (program.buffers[op.out],)
     return shapes
@@ -96,17 +112,32 @@ class _Line:
         else:
             self.ops.append(LayerNorm(source, out, weight, f"{weight}.bias" if norm.bias else None, norm.eps))
 
-    def branch(self, branch: BranchSpec, layer: int) -> None:
+    def layer(self, layer: LayerSpec, index: int) -> None:
+        """In turn, each branch reads what those before it have added; parallel ones are normalised before any adds."""
+        if not layer.parallel:
+            for branch in layer.branches:
+                self.branch(branch, index, self.norm_before(branch, index))
+            return
+        sources = [self.norm_before(branch, index, f"normed.{branch.name}") for branch in layer.branches]
+        for branch, source in zip(layer.branches, sources, strict=True):
+            self.branch(branch, index, source)
+
+    def norm_before(self, branch: BranchSpec, layer: int, buffer: str = "normed") -> str:
+        if branch.norm_before is None:
+            return "hidden"
+        out = self.buffer(buffer, self.width)
+        self.norm(branch.norm_before, "hidden", out, f"layers.{layer}.{branch.name}.norm")
+        return out
+
+    def branch(self, branch: BranchSpec, layer: int, source: str) -> None:
         """Adds straight into the residual stream, unless something stands between the last matrix and the addition."""
         prefix = f"layers.{layer}.{branch.name}"
-        source = "hidden"
-        if branch.norm_before is not None:
-            source = self.buffer("normed", self.width)
-            self.norm(branch.norm_before, "hidden", source, f"{prefix}.norm")
         direct = branch.norm_after is None and branch.factor == 1.0
         out = "hidden" if direct else self.buffer("branch", self.width)
         if isinstance(branch.compute, AttentionSpec):
             self.attention(branch.compute, source, out, prefix, layer)
+        elif isinstance(branch.compute, ExpertsSpec):
+            self.experts(branch.compute, source, out, prefix)
         else:
             self.feed_forward(branch.compute, source, out, prefix)
         if direct:
@@ -126,8 +157,9 @@ class _Line:
         self.linear(source, key, f"{prefix}.key", spec.key_bias)
         self.linear(source, value, f"{prefix}.value", spec.value_bias)
         if spec.query_key_norm is not None:
-            self.norm(spec.query_key_norm, query, query, f"{prefix}.query_norm", spec.head_dim)
-            self.norm(spec.query_key_norm, key, key, f"{prefix}.key_norm", spec.head_dim)
+            group = 0 if spec.norm_whole_rows else spec.head_dim
+            self.norm(spec.query_key_norm, query, query, f"{prefix}.query_norm", group)
+            self.norm(spec.query_key_norm, key, key, f"{prefix}.key_norm", group)
         if spec.rope is not None:
             self.ops.append(_rope(spec.rope, query, spec.heads, spec.head_dim))
             self.ops.append(_rope(spec.rope, key, spec.kv_heads, spec.head_dim))
@@ -159,6 +191,36 @@ class _Line:
             self.linear(source, up, f"{prefix}.up", spec.up_bias)
             self.ops.append(Activate(up, up, spec.activation))
             self.linear(up, out, f"{prefix}.down", spec.down_bias)
+
+    def experts(self, spec: ExpertsSpec, source: str, out: str, prefix: str) -> None:
+        """The shared feed-forward first: the experts then add to what it leaves."""
+        router = self.buffer("router", spec.experts)
+        self.linear(source, router, f"{prefix}.router", bias=False)
+        if spec.shared_width:
+            shared = self.buffer("shared", self.width)
+            self.feed_forward(FeedForwardSpec(spec.shared_width, spec.activation), source, shared, f"{prefix}.shared")
+            if spec.shared_gate:
+                gate = self.buffer("shared_gate", 1)
+                self.linear(source, gate, f"{prefix}.shared.router", bias=False)
+                self.ops.append(ScaleRows(shared, gate))
+        self.ops.append(
+            Experts(
+                source,
+                router,
+                out,
+                f"{prefix}.gate",
+                f"{prefix}.up",
+                f"{prefix}.down",
+                used=spec.used,
+                width=spec.width,
+                kind=spec.activation,
+                normalised=spec.normalised,
+                scale=spec.scale,
+                accumulate=out == "hidden",
+            )
+        )
+        if spec.shared_width:
+            self.ops.append(Add(shared, out))
 
     def linear(self, source: str, out: str, weight: str, bias: bool) -> None:
         self.ops.append(Linear(source, out, weight, f"{weight}.bias" if bias else None, accumulate=out == "hidden"))

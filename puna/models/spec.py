@@ -49,7 +49,8 @@ class RopeSpec:
 @dataclass(frozen=True)
 class AttentionSpec:
     """`scale` multiplies q.k; `window` and `softcap` are 0 where there are none; `rope` is None where positions are
-    not rotated; `query_key_norm` normalises every query and key head before the rotation."""
+    not rotated; `query_key_norm` normalises every query and key head before the rotation or, where `norm_whole_rows`,
+    all heads of a token as one row (OLMo 2)."""
 
     heads: int
     kv_heads: int
@@ -59,6 +60,7 @@ class AttentionSpec:
     window: int = 0
     softcap: float = 0.0
     query_key_norm: NormSpec | None = None
+    norm_whole_rows: bool = False
     query_bias: bool = False
     key_bias: bool = False
     value_bias: bool = False
@@ -78,11 +80,30 @@ class FeedForwardSpec:
 
 
 @dataclass(frozen=True)
+class ExpertsSpec:
+    """Feed-forwards of `width` of which each token passes through the `used` that a router scores highest.
+
+    The router's scores become weights by a softmax over all experts; those of the chosen sum to one where `normalised`,
+    and are multiplied by `scale`. A shared feed-forward of `shared_width` (0: none) is passed by every token, weighted
+    by a sigmoid gate of its own where `shared_gate`.
+    """
+
+    experts: int
+    used: int
+    width: int
+    activation: Activation
+    normalised: bool
+    scale: float = 1.0
+    shared_width: int = 0
+    shared_gate: bool = False
+
+
+@dataclass(frozen=True)
 class BranchSpec:
     """hidden += factor * norm_after(compute(norm_before(hidden))). `name` is unique in its layer and names weights."""
 
     name: str
-    compute: AttentionSpec | FeedForwardSpec
+    compute: AttentionSpec | FeedForwardSpec | ExpertsSpec
     norm_before: NormSpec | None = None
     norm_after: NormSpec | None = None
     factor: float = 1.0
@@ -90,13 +111,19 @@ class BranchSpec:
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """The branches of one layer, in order. Exactly one of them attends."""
+    """The branches of one layer, in order. Exactly one of them attends. Where `parallel`, every branch reads the
+    residual stream as it was before the layer (GPT-NeoX, Falcon)."""
 
     branches: tuple[BranchSpec, ...]
+    parallel: bool = False
 
     @property
     def attention(self) -> AttentionSpec:
         return next(branch.compute for branch in self.branches if isinstance(branch.compute, AttentionSpec))
+
+    @property
+    def experts(self) -> tuple[ExpertsSpec, ...]:
+        return tuple(branch.compute for branch in self.branches if isinstance(branch.compute, ExpertsSpec))
 
     @property
     def feed_forwards(self) -> tuple[FeedForwardSpec, ...]:
@@ -106,7 +133,8 @@ class LayerSpec:
 @dataclass(frozen=True)
 class ModelSpec:
     """A whole decoder. `tied_head`: the output projection is the embedding matrix. `logit_softcap` is 0 where there is
-    none; `learned_positions` is the number of rows of a learned position table, 0 where there is none."""
+    none; logits are divided by `logit_divisor`. `learned_positions` is the number of positions that a learned table has
+    rows for, 0 where there is none; position p reads row p + `position_offset` (OPT: 2)."""
 
     family: str
     width: int
@@ -118,5 +146,7 @@ class ModelSpec:
     embedding_scale: float = 1.0
     embedding_norm: NormSpec | None = None
     learned_positions: int = 0
+    position_offset: int = 0
     output_bias: bool = False
+    logit_divisor: float = 1.0
     logit_softcap: float = 0.0

@@ -17,9 +17,10 @@ import tokenizers
 from tokenizers import models as tokenizer_models
 from tokenizers import pre_tokenizers
 
-from puna.errors import InputError
+from puna.errors import InputError, ModelFileError
 from puna.models.detokenizer import Detokenizer
-from puna.models.gguf import GgufFile
+from puna.models.facts import Facts
+from puna.models.model_file import ModelFile
 from puna.models.pretokenizers import PRE_TOKENIZERS, PreTokenizer
 
 LONG_TEXT = 4096  # characters from which on encoding takes long enough to be noticed by other threads
@@ -62,7 +63,7 @@ class Tokenizer:
         self._encoder = _build_encoder(self._ids, vocabulary)
 
     @classmethod
-    def from_gguf(cls, file: GgufFile) -> Tokenizer:
+    def from_gguf(cls, file: ModelFile) -> Tokenizer:
         """Raises ModelFileError."""
         vocabulary = read_vocabulary(file)
         try:
@@ -160,12 +161,30 @@ class Tokenizer:
         return re.compile("(" + "|".join(map(re.escape, longest_first or ["(?!)"])) + ")"), found
 
 
-def read_vocabulary(file: GgufFile) -> Vocabulary:
+def vocabulary_facts(file: ModelFile) -> Facts:
+    """What a GGUF file says of its tokenizer."""
+    return Facts(file, file.metadata, "tokenizer.ggml")
+
+
+def kind_of_vocabulary(file: ModelFile) -> str:
+    """In a few words, for people."""
+    kind, cut = file.metadata.get("tokenizer.ggml.model"), file.metadata.get("tokenizer.ggml.pre", "default")
+    if kind is None:
+        return "none"
+    try:
+        tokens = len(read_vocabulary(file).texts)
+    except ModelFileError as error:
+        return f"{kind}, unusable: {error}"
+    return f"byte-level BPE ({cut}), {tokens} tokens"
+
+
+def read_vocabulary(file: ModelFile) -> Vocabulary:
     """Raises ModelFileError where the metadata describe no vocabulary that Puna can use."""
-    model = file.string("tokenizer.ggml.model")
+    facts = vocabulary_facts(file)
+    model = facts.text("model")
     if model != "gpt2":
         file.fail(f"the tokenizer is of kind {model!r}; Puna reads 'gpt2' (byte-level byte-pair encoding)")
-    pre = file.string("tokenizer.ggml.pre", "default")
+    pre = facts.text("pre", "default")
     if pre not in PRE_TOKENIZERS:
         file.fail(f"the pre-tokenizer {pre!r} is not known; known: {', '.join(sorted(PRE_TOKENIZERS))}")
     texts = [text or f"[EMPTY_{i}]" for i, text in enumerate(_strings(file, "tokenizer.ggml.tokens"))]
@@ -183,19 +202,19 @@ def read_vocabulary(file: GgufFile) -> Vocabulary:
         pre_tokenizer=cut,
         bos_id=_token_id(file, "bos", len(texts)),
         eos_ids=_end_ids(file, texts, kinds),
-        add_bos=file.flag("tokenizer.ggml.add_bos_token", cut.add_bos),
-        add_eos=file.flag("tokenizer.ggml.add_eos_token", False),
+        add_bos=facts.flag("add_bos_token", cut.add_bos),
+        add_eos=facts.flag("add_eos_token", False),
     )
 
 
-def _strings(file: GgufFile, key: str) -> list[str]:
+def _strings(file: ModelFile, key: str) -> list[str]:
     value = file.metadata.get(key)
     if not isinstance(value, list) or (value and not isinstance(value[0], str)):
         file.fail(f"metadata {key!r} is missing or no list of strings; the tokenizer needs it")
     return value
 
 
-def _token_kinds(file: GgufFile, count: int) -> tuple[int, ...]:
+def _token_kinds(file: ModelFile, count: int) -> tuple[int, ...]:
     kinds = file.metadata.get("tokenizer.ggml.token_type")
     if kinds is None:
         return (NORMAL,) * count
@@ -204,19 +223,19 @@ def _token_kinds(file: GgufFile, count: int) -> tuple[int, ...]:
     return tuple(kinds.tolist())
 
 
-def _split_merge(file: GgufFile, merge: str) -> tuple[str, str]:
+def _split_merge(file: ModelFile, merge: str) -> tuple[str, str]:
     space = merge.find(" ", 1)
     if space < 0:
         file.fail(f"the merge {merge!r} has to be two tokens with a space between them")
     return merge[:space], merge[space + 1 :]
 
 
-def _token_id(file: GgufFile, name: str, count: int) -> int | None:
-    key = f"tokenizer.ggml.{name}_token_id"
-    return file.integer(key, most=count - 1) if key in file.metadata else None
+def _token_id(file: ModelFile, name: str, count: int) -> int | None:
+    facts, key = vocabulary_facts(file), f"{name}_token_id"
+    return facts.integer(key, least=0, most=count - 1) if facts.has(key) else None
 
 
-def _end_ids(file: GgufFile, texts: Sequence[str], kinds: Sequence[int]) -> tuple[int, ...]:
+def _end_ids(file: ModelFile, texts: Sequence[str], kinds: Sequence[int]) -> tuple[int, ...]:
     """The file's end token first, then those that end a turn."""
     named = [_token_id(file, name, len(texts)) for name in ("eos", "eot", "eom")]
     control = {texts[i]: i for i, kind in enumerate(kinds) if kind == CONTROL}

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from puna.errors import ModelFileError, ModelNotFoundError
 from puna.kernels.tensor import BLOCK_SIZES
 from puna.models import gguf_format as gguf
+from puna.models.facts import Facts
 from puna.models.gguf import parse_gguf, read_gguf
 from puna.models.gguf_write import TensorToWrite, Typed, encode, gguf_bytes
 from tests.tiny import write_tiny_llama
@@ -245,18 +246,19 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda file: file.string("a.int"), "'a.int' is 7; expected a string"),
-        (lambda file: file.integer("a.text"), "expected a whole number"),
-        (lambda file: file.integer("a.flag"), "expected a whole number"),
-        (lambda file: file.integer("a.negative"), "from 0 to"),
-        (lambda file: file.number("a.text"), "expected a number"),
-        (lambda file: file.flag("a.int", True), "true or false"),
-        (lambda file: file.string("not.there"), "is missing"),
+        (lambda facts: facts.text("int"), "'a.int' is 7; expected a string"),
+        (lambda facts: facts.integer("text"), "expected a whole number"),
+        (lambda facts: facts.integer("flag"), "expected a whole number"),
+        (lambda facts: facts.integer("negative"), "from 1 to"),
+        (lambda facts: facts.number("text"), "expected a number"),
+        (lambda facts: facts.flag("int", True), "true or false"),
+        (lambda facts: facts.text("not_there"), "is missing"),
     ],
 )
 def test_metadata_of_the_wrong_kind_are_named(call: Any, said: str) -> None:
+    file = parse_gguf(small_file(), "small.gguf")
     with pytest.raises(ModelFileError, match=said):
-        call(parse_gguf(small_file(), "small.gguf"))
+        call(Facts(file, file.metadata, "a"))
 
 
 def decode(tensor: TensorToWrite) -> np.ndarray[Any, np.dtype[np.float32]]:

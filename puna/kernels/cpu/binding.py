@@ -284,6 +284,8 @@ def flatten(op: ops.Op, buffers: Mapping[str, int], weights: Mapping[str, int]) 
             return 8, [b[op.out], b[op.src], ACTIVATIONS[op.kind]], []
         case ops.Gate():
             return 9, [b[op.out], b[op.gate], b[op.up], ACTIVATIONS[op.kind]], []
+        case ops.Experts() | ops.ScaleRows():
+            raise InputError("the native core cannot run mixtures of experts yet; use backend='reference'")
         case ops.Add():
             return 10, [b[op.out], b[op.src]], []
         case ops.Scale():

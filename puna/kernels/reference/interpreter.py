@@ -114,12 +114,29 @@ class ReferenceInterpreter:
                 buffers[op.out] = operators.activation(buffers[op.src], op.kind)
             case ops.Gate():
                 buffers[op.out] = operators.activation(buffers[op.gate], op.kind) * buffers[op.up]
+            case ops.Experts():
+                out = self._experts(op, buffers[op.src], buffers[op.router])
+                buffers[op.out] = buffers[op.out] + out if op.accumulate else out
+            case ops.ScaleRows():
+                buffers[op.buffer] = buffers[op.buffer] * operators.sigmoid(buffers[op.gate])
             case ops.Add():
                 buffers[op.out] = buffers[op.out] + buffers[op.src]
             case ops.Scale():
                 buffers[op.buffer] = buffers[op.buffer] * np.float32(op.factor)
             case ops.Softcap():
                 buffers[op.buffer] = operators.softcap(buffers[op.buffer], op.cap)
+
+    def _experts(self, op: ops.Experts, x: F32, scores: F32) -> F32:
+        chosen, shares = operators.route(scores, op.used, op.normalised, op.scale)
+        out = np.zeros((len(x), self.program.buffers[op.out]), dtype=np.float32)
+        for slot in range(op.used):
+            for expert in np.unique(chosen[:, slot]):
+                tokens = np.flatnonzero(chosen[:, slot] == expert)
+                part = [self._product[name](x[tokens], self._weights[name][expert], None) for name in (op.gate, op.up)]
+                gated = operators.activation(part[0], op.kind) * part[1]
+                down = self._product[op.down](gated, self._weights[op.down][expert], None)
+                out[tokens] += shares[tokens, slot, None] * down
+        return out
 
     def _attend(self, op: ops.Attend, query: F32, batch: StepBatch) -> F32:
         out = np.zeros((len(query), op.heads * op.head_dim), dtype=np.float32)

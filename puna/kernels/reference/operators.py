@@ -104,6 +104,21 @@ def activation(x: F32, kind: Activation) -> F32:
     return positive * positive if kind == "relu2" else positive
 
 
+def sigmoid(x: F32) -> F32:
+    return np.asarray(1 / (1 + np.exp(-x.clip(-80, None))), np.float32)
+
+
+def route(scores: F32, used: int, normalised: bool, scale: float) -> tuple[I32, F32]:
+    """Experts of each token, best first, and their shares: both [T, used]. See `Experts` in kernels/program.py."""
+    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+    shares = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    chosen = np.argsort(-shares, axis=1, kind="stable")[:, :used].astype(np.int32)
+    best = np.take_along_axis(shares, chosen, axis=1)
+    if normalised:
+        best = best / best.sum(axis=1, keepdims=True)
+    return chosen, (best * np.float32(scale)).astype(np.float32)
+
+
 def softcap(x: F32, cap: float) -> F32:
     return np.asarray(cap * np.tanh(x / np.float32(cap)), np.float32)
 

@@ -1,21 +1,29 @@
-"""The model families that Puna knows, by the name that a GGUF file gives as `general.architecture`.
+"""The model families that Puna knows, by the names that files give them.
 
-A family is two mappings: metadata to a `ModelSpec`, and program weight names to the file's tensor names. Adding one
-means writing a module of a few dozen lines and entering it here.
+A family is a mapping (family.py). Adding one means writing a module of a few dozen lines and entering it here.
 """
 
 from __future__ import annotations
 
-from puna.models.families import llama
+from puna.models.families import gemma, llama, qwen
 from puna.models.families.family import Family
-from puna.models.gguf import GgufFile
+from puna.models.model_file import ModelFile
 
-FAMILIES: dict[str, Family] = {llama.FAMILY.name: llama.FAMILY}
+FAMILIES: tuple[Family, ...] = (
+    llama.FAMILY,
+    qwen.QWEN2,
+    qwen.QWEN3,
+    gemma.GEMMA,
+    gemma.GEMMA2,
+    gemma.GEMMA3,
+)
+BY_GGUF_NAME = {name: family for family in FAMILIES for name in family.gguf}
+BY_CONFIG_NAME = {name: family for family in FAMILIES for name in family.config}
 
 
-def family_of(file: GgufFile) -> Family:
+def family_of(file: ModelFile) -> Family:
     """Raises ModelFileError, naming the families that are known."""
-    name = file.string("general.architecture")
-    if name not in FAMILIES:
-        file.fail(f"the model's architecture is {name!r}; Puna knows: {', '.join(sorted(FAMILIES))}")
-    return FAMILIES[name]
+    known = BY_GGUF_NAME if file.container == "gguf" else BY_CONFIG_NAME
+    if file.architecture not in known:
+        file.fail(f"the model's architecture is {file.architecture!r}; Puna knows: {', '.join(sorted(known))}")
+    return known[file.architecture]

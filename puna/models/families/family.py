@@ -1,71 +1,187 @@
-"""What a family has to provide, and how the metadata that most families share are read.
+"""What a family has to provide, and the parts that most families share.
 
-Metadata keys of a model begin with its architecture ("llama.block_count"); `Keys` adds that. Every number is checked
-for sanity here, since counts from a file decide how much is built from them.
+A family is a mapping: facts to a `ModelSpec`, and the program's weight names to tensors of a file, for each container
+that people keep such models in. `read_sizes`, `attention` and `feed_forward` read what nearly all decoders share.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
+from puna.kernels.program import Activation
+from puna.models.facts import MAX_HEAD_DIM, MAX_HEADS, MAX_LENGTH, Facts
+from puna.models.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, NormSpec, RopeSpec
+from puna.models.weights import Source, first_name
 
-from puna.models.gguf import GgufFile
-from puna.models.spec import ModelSpec
 
-MAX_WIDTH = 2**20  # values in a row of anything but the vocabulary
-MAX_HEADS = 2**12
-MAX_HEAD_DIM = 2**12
+@dataclass(frozen=True)
+class Reading:
+    """A model as its family understands it. `sources` says where each weight of the program lies; it may name weights
+    that the program has not."""
+
+    spec: ModelSpec
+    sources: Mapping[str, Source]
 
 
 @dataclass(frozen=True)
 class Family:
-    """`read_spec` raises ModelFileError. `tensor_names` maps the program's weight names to the file's."""
+    """`gguf` and `config` are the names that files give such a model: `general.architecture`, `model_type`.
+
+    `read(facts, length)` raises ModelFileError; `length` is the longest text that will be run, 0 for the model's own
+    context.
+    """
 
     name: str
-    read_spec: Callable[[GgufFile], ModelSpec]
-    tensor_names: Callable[[ModelSpec], Mapping[str, str]]
+    gguf: tuple[str, ...]
+    config: tuple[str, ...]
+    read: Callable[[Facts, int], Reading]
 
 
 @dataclass(frozen=True)
-class Keys:
-    """A file's metadata under the prefix of its architecture."""
+class Sizes:
+    """What every family reads first. `length` is settled: how long a text may get."""
 
-    file: GgufFile
-    prefix: str
+    layers: int
+    width: int
+    context: int
+    length: int
+    heads: list[int]
+    kv_heads: list[int]
+    head_dim: int
+    feed_forward: list[int]
 
-    def has(self, key: str) -> bool:
-        return f"{self.prefix}.{key}" in self.file.metadata
 
-    def integer(self, key: str, default: int | None = None, *, least: int = 1, most: int = MAX_WIDTH) -> int:
-        return self.file.integer(f"{self.prefix}.{key}", default, least=least, most=most)
+def read_sizes(facts: Facts, length: int, *, head_dim: int | None = None, feed_forward: int | None = None) -> Sizes:
+    """`head_dim`: where the file states none, instead of width / heads. `feed_forward` likewise."""
+    layers = facts.layers()
+    width = facts.integer("width")
+    heads = facts.per_layer("heads", layers, most=MAX_HEADS)
+    kv_heads = facts.per_layer("kv_heads", layers, heads[0], most=MAX_HEADS)
+    for layer, (queries, keys) in enumerate(zip(heads, kv_heads, strict=True)):
+        if queries % keys:
+            facts.fail(f"{queries} query heads cannot share {keys} key heads evenly (layer {layer})")
+    if head_dim is None and not facts.has("head_dim") and width % heads[0]:
+        facts.fail(f"a width of {width} does not divide into {heads[0]} heads, and the length of a head is missing")
+    dim = facts.integer("head_dim", head_dim or max(1, width // heads[0]), most=MAX_HEAD_DIM)
+    if facts.integer("value_dim", dim, most=MAX_HEAD_DIM) != dim:
+        facts.fail("keys and values of different length are not supported")
+    context = facts.integer("context", least=2, most=MAX_LENGTH)
+    return Sizes(
+        layers=layers,
+        width=width,
+        context=context,
+        length=length or context,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=dim,
+        feed_forward=facts.per_layer("feed_forward", layers, feed_forward),
+    )
 
-    def number(self, key: str, default: float | None = None, *, above: float = 0.0) -> float:
-        return self.file.number(f"{self.prefix}.{key}", default, above=above)
 
-    def string(self, key: str, default: str) -> str:
-        return self.file.string(f"{self.prefix}.{key}", default)
+def attention(
+    facts: Facts,
+    sizes: Sizes,
+    layer: int,
+    rope: RopeSpec | None,
+    *,
+    window: int = 0,
+    scale: float | None = None,
+    softcap: float = 0.0,
+    query_key_norm: NormSpec | None = None,
+    norm_whole_rows: bool = False,
+    sources: Mapping[str, Source],
+) -> AttentionSpec:
+    """Biases are there where their tensors are; `sources` says where that would be."""
 
-    def layers(self) -> int:
-        """Every layer has tensors, so their count bounds that of the layers."""
-        return self.integer("block_count", most=max(1, len(self.file.tensors)))
+    def has_bias(part: str) -> bool:
+        return has_tensor(facts, sources, f"layers.{layer}.attention.{part}.bias")
 
-    def per_layer(self, key: str, layers: int, default: int | None = None, *, most: int = MAX_WIDTH) -> list[int]:
-        """A number for all layers, or an array with one for each."""
-        value = self.file.metadata.get(f"{self.prefix}.{key}")
-        if not isinstance(value, np.ndarray):
-            return [self.integer(key, default, most=most)] * layers
-        if len(value) != layers or value.dtype.kind not in "iu" or value.min() < 1 or value.max() > most:
-            self.file.fail(f"metadata '{self.prefix}.{key}' has to be {layers} whole numbers from 1 to {most}")
-        return [int(entry) for entry in value]
+    return AttentionSpec(
+        heads=sizes.heads[layer],
+        kv_heads=sizes.kv_heads[layer],
+        head_dim=sizes.head_dim,
+        scale=scale or facts.number("attention_scale", 1.0 / math.sqrt(sizes.head_dim)),
+        rope=rope,
+        window=window,
+        softcap=softcap,
+        query_key_norm=query_key_norm,
+        norm_whole_rows=norm_whole_rows,
+        query_bias=has_bias("query"),
+        key_bias=has_bias("key"),
+        value_bias=has_bias("value"),
+        output_bias=has_bias("output"),
+    )
 
-    def vocab_size(self, embedding: str) -> int:
-        """Rows of the embedding matrix, which decide; the token list may not be longer."""
-        if embedding not in self.file.tensors or len(self.file.tensors[embedding].shape) != 2:
-            self.file.fail(f"tensor {embedding!r}, the embedding matrix, is missing or not a matrix")
-        rows = self.file.tensors[embedding].shape[0]
-        tokens = self.file.metadata.get("tokenizer.ggml.tokens")
-        if isinstance(tokens, list) and len(tokens) > rows:
-            self.file.fail(f"the vocabulary has {len(tokens)} tokens but {embedding!r} only {rows} rows")
-        return rows
+
+def feed_forward(
+    facts: Facts, sizes: Sizes, layer: int, activation: Activation, *, gated: bool = True, sources: Mapping[str, Source]
+) -> FeedForwardSpec:
+    """Biases as in `attention`."""
+
+    def has_bias(part: str) -> bool:
+        return has_tensor(facts, sources, f"layers.{layer}.feed_forward.{part}.bias")
+
+    return FeedForwardSpec(
+        sizes.feed_forward[layer],
+        activation,
+        gated=gated,
+        gate_bias=gated and has_bias("gate"),
+        up_bias=has_bias("up"),
+        down_bias=has_bias("down"),
+    )
+
+
+def has_tensor(facts: Facts, sources: Mapping[str, Source], weight: str) -> bool:
+    """Whether the file has the tensor that the weight would be made of."""
+    return weight in sources and first_name(sources[weight]) in facts.file.tensors
+
+
+# config.json's names of activations.
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "relu2": "relu2",
+}
+
+
+def read_activation(facts: Facts, default: Activation, *keys: str) -> Activation:
+    """The activation under the first of `keys` that config.json has; GGUF files leave it to the family."""
+    key = next((key for key in keys if facts.has(key)), None)
+    if facts.is_gguf or key is None:
+        return default
+    name = facts.text(key)
+    if name not in ACTIVATIONS:
+        facts.fail(f"config.json: {key!r} is {name!r}; supported: {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+def model_spec(
+    family: str,
+    facts: Facts,
+    sizes: Sizes,
+    layers: Sequence[LayerSpec],
+    final_norm: NormSpec,
+    sources: Mapping[str, Source],
+    **more: Any,
+) -> ModelSpec:
+    """The whole decoder; the head is the embedding matrix where the file has none of its own. `more` are further fields
+    of ModelSpec."""
+    return ModelSpec(
+        family=family,
+        width=sizes.width,
+        vocab_size=facts.vocab_size(first_name(sources["embedding"])),
+        context_length=sizes.context,
+        layers=tuple(layers),
+        final_norm=final_norm,
+        tied_head=not has_tensor(facts, sources, "output"),
+        output_bias=has_tensor(facts, sources, "output.bias"),
+        **more,
+    )
