@@ -19,6 +19,7 @@ from puna.models.families import family_of
 from puna.models.gguf import read_gguf
 from puna.models.lowering import lower, weight_shapes
 from puna.models.model_file import ModelFile
+from puna.models.safetensors import read_safetensors
 from puna.models.spec import ModelSpec
 from puna.models.tokenizer import Tokenizer
 from puna.models.weights import MissingTensorError, Source, find, first_name
@@ -72,7 +73,7 @@ def load_model(path: str | os.PathLike[str], *, length: int = 0) -> LoadedModel:
 
 def open_model_file(path: str | os.PathLike[str]) -> ModelFile:
     """A GGUF file, or a folder with config.json and safetensors."""
-    return read_gguf(path)
+    return read_safetensors(path) if Path(path).is_dir() else read_gguf(path)
 
 
 def _bind_weights(file: ModelFile, program: Program, sources: Mapping[str, Source]) -> dict[str, RawTensor]:

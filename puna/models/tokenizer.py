@@ -71,6 +71,11 @@ class Tokenizer:
         except Exception as error:  # the library raises bare Exception
             file.fail(f"the vocabulary contradicts itself: {error}")
 
+    @classmethod
+    def from_folder(cls, file: ModelFile) -> Tokenizer:
+        """Of a folder with tokenizer.json. Raises ModelFileError."""
+        file.fail("tokenizer.json cannot be read yet")
+
     def encode(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """`add_special`: add the beginning and end tokens that the file asks for. `parse_special`: text that spells a
         special token becomes that token; otherwise it is plain text. Raises InputError for text that is not Unicode."""
