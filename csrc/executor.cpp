@@ -27,6 +27,7 @@ const KernelTable* choose_path(const std::string& name) {
 Executor::Executor(const std::string& path, int threads, int cores, bool pin)
     : kernels_(choose_path(path)),
       pool_(std::clamp(threads, 1, 256), cores, pin),
+      rounded_(pool_.threads()),
       sample_scratch_(static_cast<size_t>(pool_.threads())) {}
 
 int Executor::add_weight(const std::string& type_name, const uint8_t* raw, size_t bytes, int64_t rows, int64_t width,

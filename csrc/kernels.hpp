@@ -65,7 +65,7 @@ struct QuantizedRows {
   RoundedGroup* groups;
   int8_t* fine;   // [rows, groups * 32], of wide groups only
   uint8_t* wide;  // [groups, stride]
-  uint16_t* bf16;  // on paths that multiply in bf16, instead of all these: [stride, groups * 32] (matmul_amx.hpp)
+  uint16_t* bf16;  // on paths that multiply in bf16, instead of all these: [stride, groups * 32] (rounding_bf16.hpp)
   int64_t rows;
   int64_t stride;  // padded_rows(rows)
 };
@@ -150,6 +150,10 @@ struct KernelTable {
   // Rows that stay near while panels pass by; whole tiles.
   int64_t block_rows;
   void (*quantize)(const float* x, int64_t width, const QuantizedRows& out, int64_t row);
+  // Of fewer than `arranged_rows` rounded rows in bf16 each thread makes an arrangement for itself before it multiplies
+  // them: [padded_rows, groups * 32] values.
+  int64_t arranged_rows;
+  void (*arrange)(const QuantizedRows& rows, int64_t groups, uint16_t* out);
   void (*rms_norm)(const float* x, const float* weight, float* out, int64_t width, float eps);
   void (*layer_norm)(const float* x, const float* weight, const float* bias, float* out, int64_t width, float eps);
   void (*gate)(const float* gate, const float* up, float* out, int64_t width, int kind);  // up may be null

@@ -16,46 +16,16 @@
 
 #include "decode_bf16.hpp"
 #include "kernels.hpp"
+#include "rounding_bf16.hpp"
 #include "tiles.hpp"
 
 namespace puna::path_amx {
 
-constexpr int64_t MANY = 65;         // rows of a step from which on tokens are the left factor
 constexpr int64_t BLOCK_ROWS = 256;  // rows that pass a decoded panel: they and what they become stay in the second cache
 constexpr int64_t CHUNK = 18;        // groups of a decoded panel: 36 KiB, which stay in the first cache
 constexpr int64_t RING = 8;          // decoded groups, of which LAG wait for their products
 constexpr int64_t LAG = 2;
 constexpr int64_t AHEAD = 4096;      // bytes of weights fetched ahead
-
-// Tokens of a tile, as few multiply them: a power of two, so that rows of pairs do not cross cache lines.
-static inline int64_t tile_tokens(int64_t left) { return left <= 1 ? 1 : left <= 2 ? 2 : left <= 4 ? 4 : left <= 8 ? 8 : 16; }
-
-// Rounds a row to bf16, and puts it where the products of a step of `out.rows` rows want it:
-//   few    tile after tile of tokens: [groups][16 pairs of inputs][tokens][2]
-//   many   sixteen after sixteen tokens: [groups][16 tokens][32 inputs]
-static void round_bf16(const float* x, int64_t width, const QuantizedRows& out, int64_t row) {
-  const int64_t groups = (width + GROUP - 1) / GROUP;
-  const int64_t lane = row % 16;
-  const int64_t tokens = tile_tokens(out.rows - (row - lane));
-  uint16_t* tile = out.bf16 + (row - lane) * groups * GROUP;
-  for (int64_t g = 0; g < groups; ++g) {
-    const int64_t left = width - g * GROUP;
-    const uint32_t there = left >= GROUP ? 0xffffffffu : (1u << left) - 1u;
-    const __m512 low = _mm512_maskz_loadu_ps(static_cast<__mmask16>(there), x + g * GROUP);
-    const __m512 high = _mm512_maskz_loadu_ps(static_cast<__mmask16>(there >> 16), x + g * GROUP + 16);
-    const __m512i rounded = bf16_of(low, high);
-    if (out.rows >= MANY) {
-      _mm512_store_si512(tile + (g * 16 + lane) * GROUP, rounded);
-    } else if (tokens == 1) {
-      _mm512_storeu_si512(tile + g * GROUP, rounded);
-    } else {
-      alignas(64) uint32_t pairs[16];
-      _mm512_store_si512(pairs, rounded);
-      uint32_t* to = reinterpret_cast<uint32_t*>(tile) + g * 16 * tokens + lane;
-      for (int64_t p = 0; p < 16; ++p) to[p * tokens] = pairs[p];
-    }
-  }
-}
 
 // Sixteen sums of a token, those of the output rows from `n` on.
 static inline void finish(const LinearArgs& a, int64_t n, int64_t token, __m512 sums) {
@@ -119,7 +89,7 @@ static void few(const LinearArgs& a, const LinearPart& part, int64_t row, Scratc
     store_sums(scratch.sums);
     for (int half = 0; half < 2; ++half)
       for (int64_t begin = 0; begin < rows; begin += 16)
-        for_columns(scratch.sums + 512 * half + 16 * begin, [&](int64_t t, __m512i sums) {
+        for_columns(scratch.sums + 512 * half + 16 * begin, 64, [&](int64_t t, __m512i sums) {
           if (begin + t < rows) finish(a, panel * PANEL + 16 * half, row + begin + t, _mm512_castsi512_ps(sums));
         });
   }
@@ -134,7 +104,7 @@ static inline void decode_chunk(const LinearArgs& a, const uint8_t* w, int64_t s
     written();
     for (int half = 0; half < 2; ++half) {
       uint8_t* out = scratch.chunk + k * DECODED_BYTES + half * TILE_BYTES;
-      for_columns(rows + half * TILE_BYTES, [&](int64_t pair, __m512i values) { _mm512_store_si512(out + 64 * pair, values); });
+      for_columns(rows + half * TILE_BYTES, 64, [&](int64_t pair, __m512i values) { _mm512_store_si512(out + 64 * pair, values); });
     }
   }
   written();

@@ -59,7 +59,6 @@ void Executor::run_linears(const OpList& list, const Stage& stage, std::vector<F
     LinearArgs args{};
     args.matrix = &m;
     args.x = buffers[static_cast<size_t>(op.ints[0])].data();
-    if (m.layout != Layout::float32) args.quantized = rounded_.prepare(rows, m.in_features, kernels_->bf16);
     args.rows = rows;
     args.bias = op.ints[3] < 0 ? nullptr : weights_[static_cast<size_t>(op.ints[3])]->vector.data();
     args.out = buffers[static_cast<size_t>(op.ints[1])].data();
@@ -73,7 +72,7 @@ void Executor::run_linears(const OpList& list, const Stage& stage, std::vector<F
   const int64_t blocks = std::max<int64_t>(1, rows / block);  // the last one holds what remains, too
   const int64_t items = panels * blocks;
   const int64_t grain = std::max<int64_t>(1, items / (pool_.threads() * RUNS_A_THREAD));
-  pool_.run(items, grain, [&](int64_t first, int64_t last, int) {
+  pool_.run(items, grain, [&](int64_t first, int64_t last, int thread) {
     while (first < last) {
       LinearPart part{};
       const int64_t b = first / panels;
@@ -84,7 +83,9 @@ void Executor::run_linears(const OpList& list, const Stage& stage, std::vector<F
       while (panel >= jobs[job].matrix->panel_count()) panel -= jobs[job++].matrix->panel_count();
       part.panel = panel;
       part.panel_end = std::min(jobs[job].matrix->panel_count(), panel + last - first);
-      kernels_->linear(jobs[job], part);
+      LinearArgs args = jobs[job];
+      if (args.matrix->layout != Layout::float32) args.quantized = rounded_.for_thread(*kernels_, thread);
+      kernels_->linear(args, part);
       first += part.panel_end - part.panel;
     }
   });

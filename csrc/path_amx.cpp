@@ -21,6 +21,8 @@ KernelTable amx_table() {
   table.linear = linear;
   table.block_rows = path_amx::BLOCK_ROWS;
   table.quantize = path_amx::round_bf16;
+  table.arrange = path_amx::arrange;
+  table.arranged_rows = path_amx::MANY;
   return table;
 }
 

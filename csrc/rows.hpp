@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <memory>
 #include <new>
+#include <vector>
 
 #include "kernels.hpp"
 
@@ -38,25 +39,53 @@ using Floats = Aligned<float>;
 
 class RoundedRows {
  public:
-  // Makes room for `rows` rows of `width` values.
-  QuantizedRows prepare(int64_t rows, int64_t width, bool bf16) {
-    const int64_t padded = padded_rows(rows), groups = (width + GROUP - 1) / GROUP;
-    const size_t count = static_cast<size_t>(padded * groups);
+  explicit RoundedRows(int threads) : own_(static_cast<size_t>(threads)) {}
+
+  // Makes room for `rows` rows of `width` values, and forgets those that were there.
+  const QuantizedRows& prepare(int64_t rows, int64_t width, bool bf16) {
+    const int64_t padded = padded_rows(rows);
+    groups_ = (width + GROUP - 1) / GROUP;
+    const size_t count = static_cast<size_t>(padded * groups_);
+    ++version_;
     if (bf16) {
       bf16_.reserve(count * GROUP);
-      return {nullptr, nullptr, nullptr, bf16_.data(), rows, padded};
+      return rows_ = {nullptr, nullptr, nullptr, bf16_.data(), rows, padded};
     }
-    groups_.reserve(count);
+    records_.reserve(count);
     fine_.reserve(count * GROUP);
     wide_.reserve(count);
-    return {groups_.data(), fine_.data(), wide_.data(), nullptr, rows, padded};
+    return rows_ = {records_.data(), fine_.data(), wide_.data(), nullptr, rows, padded};
+  }
+
+  // The rows as a thread multiplies them.
+  QuantizedRows for_thread(const KernelTable& kernels, int thread) {
+    if (rows_.rows >= kernels.arranged_rows) return rows_;
+    Own& own = own_[static_cast<size_t>(thread)];
+    if (own.version != version_) {
+      own.bf16.reserve(static_cast<size_t>(rows_.stride * groups_ * GROUP));
+      kernels.arrange(rows_, groups_, own.bf16.data());
+      own.version = version_;
+    }
+    QuantizedRows rows = rows_;
+    rows.bf16 = own.bf16.data();
+    return rows;
   }
 
  private:
-  Aligned<RoundedGroup> groups_;
+  // What a thread arranged, and of which rows.
+  struct alignas(128) Own {
+    Aligned<uint16_t> bf16;
+    uint64_t version = 0;
+  };
+
+  Aligned<RoundedGroup> records_;
   Aligned<int8_t> fine_;
   Aligned<uint8_t> wide_;
   Aligned<uint16_t> bf16_;
+  QuantizedRows rows_{};
+  int64_t groups_ = 0;
+  uint64_t version_ = 0;
+  std::vector<Own> own_;
 };
 
 }  // namespace puna

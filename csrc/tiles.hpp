@@ -62,20 +62,21 @@ static inline void load_sums(const float* from) {
 }
 
 // Hands the columns of 16 rows of 16 values of four bytes to `use`, as vectors: four rows of each quarter meet in one
-// register on their way from memory, so that half of the shuffling is done by loads.
-template <class Use>
-static inline void for_columns(const void* rows, Use use) {
-  const __m128i* quarters = static_cast<const __m128i*>(rows);
+// register on their way from memory, so that half of the shuffling is done by loads. Rows begin `stride` bytes after each
+// other; of those from ROWS on nothing is read.
+template <int ROWS = 16, class Use>
+static inline void for_columns(const void* rows, int64_t stride, Use use) {
+  const uint8_t* bytes = static_cast<const uint8_t*>(rows);
 #pragma GCC unroll 4
   for (int quarter = 0; quarter < 4; ++quarter) {
-    __m512i v[4];
+    const auto part = [&](int row) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes + row * stride + 16 * quarter)); };
+    __m512i v[4] = {};
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      const __m128i* p = quarters + 4 * i + quarter;
-      v[i] = _mm512_castsi128_si512(p[0]);
-      v[i] = _mm512_mask_broadcast_i32x4(v[i], 0x00f0, p[16]);
-      v[i] = _mm512_mask_broadcast_i32x4(v[i], 0x0f00, p[32]);
-      v[i] = _mm512_mask_broadcast_i32x4(v[i], 0xf000, p[48]);
+    for (int i = 0; i < 4 && i < ROWS; ++i) {
+      v[i] = _mm512_castsi128_si512(part(i));
+      if (ROWS > i + 4) v[i] = _mm512_mask_broadcast_i32x4(v[i], 0x00f0, part(i + 4));
+      if (ROWS > i + 8) v[i] = _mm512_mask_broadcast_i32x4(v[i], 0x0f00, part(i + 8));
+      if (ROWS > i + 12) v[i] = _mm512_mask_broadcast_i32x4(v[i], 0xf000, part(i + 12));
     }
     const __m512i a = _mm512_unpacklo_epi32(v[0], v[1]), b = _mm512_unpackhi_epi32(v[0], v[1]);
     const __m512i c = _mm512_unpacklo_epi32(v[2], v[3]), d = _mm512_unpackhi_epi32(v[2], v[3]);
