@@ -12,15 +12,49 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-# Element type -> (elements a block, bytes a block). Names are those of GGUF.
+# Element type -> (elements a block, bytes a block). Names are those of GGUF, or of safetensors.
 BLOCK_SIZES: dict[str, tuple[int, int]] = {
     "F32": (1, 4),
     "F16": (1, 2),
     "BF16": (1, 2),
     "Q4_0": (32, 18),
     "Q4_1": (32, 20),
+    "Q5_0": (32, 22),
+    "Q5_1": (32, 24),
     "Q8_0": (32, 34),
+    "Q2_K": (256, 84),
+    "Q3_K": (256, 110),
+    "Q4_K": (256, 144),
+    "Q5_K": (256, 176),
+    "Q6_K": (256, 210),
+    "IQ1_S": (256, 50),
+    "IQ1_M": (256, 56),
+    "IQ2_XXS": (256, 66),
+    "IQ2_XS": (256, 74),
+    "IQ2_S": (256, 82),
+    "IQ3_XXS": (256, 98),
+    "IQ3_S": (256, 110),
+    "IQ4_NL": (32, 18),
+    "IQ4_XS": (256, 136),
+    "TQ1_0": (256, 54),
+    "TQ2_0": (256, 66),
+    "MXFP4": (32, 17),
+    "NVFP4": (64, 36),
+    # of checkpoints, beside the weights that they help to decode
+    "F64": (1, 8),
+    "F8_E4M3": (1, 1),
+    "F8_E5M2": (1, 1),
+    "I8": (1, 1),
+    "U8": (1, 1),
+    "BOOL": (1, 1),
+    "I16": (1, 2),
+    "I32": (1, 4),
+    "I64": (1, 8),
 }
+
+
+# Types that the native core packs as they are; others are decoded to float32 for it.
+NATIVE_TYPES = ("BF16", "F16", "F32", "Q4_0", "Q4_1", "Q8_0")
 
 
 @dataclass(frozen=True)

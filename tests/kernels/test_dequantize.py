@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import gguf
 import numpy as np
 import pytest
 
 from puna.errors import ModelFileError
 from puna.kernels.reference.dequantize import dequantize
-from puna.kernels.tensor import BLOCK_SIZES, RawTensor
+from puna.kernels.tensor import RawTensor
+from puna.models.gguf_format import TENSOR_TYPES
 from tests.kernels.steps import raw
 from tests.kernels.test_operators import any_bytes
 
-TYPES = sorted(BLOCK_SIZES)
+TYPES = sorted(TENSOR_TYPES.values())
 
 
 @pytest.mark.parametrize("kind", TYPES)
 def test_any_bytes_decode_as_the_gguf_package_decodes_them(kind: str) -> None:
-    gguf = pytest.importorskip("gguf")
-    tensor = any_bytes(kind, 40, 320, seed=3)
+    tensor = any_bytes(kind, 40, 512, seed=3)
     number = gguf.GGMLQuantizationType[kind]
     plain: dict[str, type[np.generic]] = {"F32": np.float32, "F16": np.float16}
     data = tensor.data.view(plain.get(kind, np.uint8))
-    wanted = gguf.quants.dequantize(data, number).reshape(40, 320)
+    wanted = gguf.quants.dequantize(data, number).reshape(40, 512)
     np.testing.assert_array_equal(dequantize(tensor), wanted)
 
 
@@ -49,8 +50,8 @@ def test_a_bf16_is_the_upper_half_of_a_float32() -> None:
 
 
 def test_a_type_without_a_decoder_is_named_with_those_that_have_one() -> None:
-    with pytest.raises(ModelFileError, match=r"'w' has element type Q6_K; Puna decodes BF16, F16, F32, Q4_0"):
-        dequantize(RawTensor("w", "Q6_K", (256,), np.zeros(210, np.uint8)))
+    with pytest.raises(ModelFileError, match=r"'w' has element type I32; Puna decodes BF16, F16, F32, IQ4_NL"):
+        dequantize(RawTensor("w", "I32", (2,), np.zeros(8, np.uint8)))
 
 
 @pytest.mark.parametrize(("kind", "steps"), [("Q8_0", 254), ("Q4_0", 14), ("Q4_1", 30)])

@@ -19,12 +19,12 @@ from puna.kernels.batch import KVConfig
 from puna.kernels.cpu import NativeInterpreter
 from puna.kernels.reference.dequantize import dequantize
 from puna.kernels.reference.interpreter import ReferenceInterpreter
-from puna.kernels.tensor import BLOCK_SIZES, RawTensor
+from puna.kernels.tensor import BLOCK_SIZES, NATIVE_TYPES, RawTensor
 from tests.kernels.steps import F32, Case, around, difference, raw, step
 
 TOLERANCE = 1e-5
 PRODUCT_TOLERANCE = 1e-6
-TYPES = sorted(BLOCK_SIZES)
+TYPES = sorted(NATIVE_TYPES)
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2")
 KV = KVConfig(num_blocks=70, block_size=16, dtype="f32")
 
@@ -255,6 +255,18 @@ def test_a_packed_matrix_times_the_identity_is_the_decoded_matrix_exactly(
     assert difference(*outputs(case, isa, compute="int8")) <= TOLERANCE
 
 
+# Where float16 numbers stand in a block; elsewhere than at its start, or not alone.
+SCALES_AT: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("Q4_1", "Q5_1", "Q4_K", "Q5_K"), (0, 2)),
+    **dict.fromkeys(("IQ1_M", "MXFP4", "NVFP4"), ()),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q6_K": (208,),
+    "TQ1_0": (52,),
+    "TQ2_0": (64,),
+}
+
+
 def any_bytes(kind: str, n: int, k: int, seed: int = 0) -> RawTensor:
     """Random bytes under scales that are small numbers, subnormal halves among them."""
     block, size = BLOCK_SIZES[kind]
@@ -262,7 +274,7 @@ def any_bytes(kind: str, n: int, k: int, seed: int = 0) -> RawTensor:
     if block == 1:
         return raw("w", random.standard_normal((n, k), np.float32), kind)
     blocks = random.integers(0, 256, (n * k // block, size), np.uint8)
-    for at in (0, 2) if kind == "Q4_1" else (0,):
+    for at in SCALES_AT.get(kind, (0,)):
         scale = random.standard_normal(len(blocks)) * 10.0 ** random.integers(-7, 1, len(blocks))
         blocks[:, at : at + 2] = scale.astype("<f2").view(np.uint8).reshape(-1, 2)
     return RawTensor("w", kind, (n, k), blocks.reshape(-1))

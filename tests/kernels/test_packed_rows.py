@@ -12,11 +12,11 @@ from puna.kernels.batch import KVConfig
 from puna.kernels.cpu import NativeInterpreter
 from puna.kernels.program import Embed, EmbedPositions, Linear, Program
 from puna.kernels.reference.dequantize import dequantize
-from puna.kernels.tensor import BLOCK_SIZES, RawTensor
+from puna.kernels.tensor import NATIVE_TYPES, RawTensor
 from tests.kernels.steps import F32, raw, step
 from tests.kernels.test_operators import any_bytes
 
-TYPES = sorted(BLOCK_SIZES)
+TYPES = sorted(NATIVE_TYPES)
 
 
 def read_rows(table: RawTensor, ids: list[int], *, compute: str, tied: bool, positions: bool = False) -> F32:

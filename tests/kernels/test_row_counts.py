@@ -12,7 +12,7 @@ import pytest
 from puna.kernels import program as ops
 from puna.kernels.batch import KVConfig
 from puna.kernels.cpu import NativeInterpreter
-from puna.kernels.tensor import BLOCK_SIZES
+from puna.kernels.tensor import NATIVE_TYPES
 from tests.kernels.steps import F32, around, raw, step
 
 COUNTS = (1, 2, 3, 4, 5, 8, 9, 12, 15, 16, 17, 24, 31, 32, 33, 48, 63, 64, 65, 80, 255, 257)
@@ -36,7 +36,7 @@ def product(x: F32, kind: str, n: int, isa: str) -> F32:
     return logits[:, :n]
 
 
-@pytest.mark.parametrize("kind", sorted(BLOCK_SIZES))
+@pytest.mark.parametrize("kind", sorted(NATIVE_TYPES))
 def test_a_row_has_the_same_bits_among_any_number_of_rows(isa: str, kind: str) -> None:
     if isa == "portable":
         pytest.skip("too slow for this many rows")
@@ -47,7 +47,7 @@ def test_a_row_has_the_same_bits_among_any_number_of_rows(isa: str, kind: str) -
             np.testing.assert_array_equal(product(x[:count], kind, n, isa), wanted[:count])
 
 
-@pytest.mark.parametrize("kind", sorted(BLOCK_SIZES))
+@pytest.mark.parametrize("kind", sorted(NATIVE_TYPES))
 @pytest.mark.parametrize("count", [2, 20, 70])
 def test_a_row_that_is_not_finite_touches_no_other(isa: str, kind: str, count: int) -> None:
     x = normal(5, count, 64)

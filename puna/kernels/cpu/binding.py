@@ -17,7 +17,8 @@ from puna.errors import InputError, ModelFileError
 from puna.kernels import program as ops
 from puna.kernels.batch import KVConfig, Rounding, StepBatch, StepOutput
 from puna.kernels.cpu.threads import available_threads, may_pin
-from puna.kernels.tensor import RawTensor
+from puna.kernels.reference.dequantize import dequantize
+from puna.kernels.tensor import NATIVE_TYPES, RawTensor
 
 try:
     from puna.kernels.cpu import _native
@@ -123,16 +124,21 @@ class NativeInterpreter:
 
     def _add_weights(self, weights: Mapping[str, RawTensor], integer: bool, digest: Any) -> dict[str, int]:
         matrices = {op.weight for op in self.program.body + self.program.head if isinstance(op, ops.Linear)}
+        embeddings = {op.weight for op in self.program.body if isinstance(op, ops.Embed | ops.EmbedPositions)}
         numbers: dict[str, int] = {}
         for name in self.program.weights():
             tensor = weights[name]
             rows, width = tensor.shape if len(tensor.shape) == 2 else (1, tensor.shape[0])
             data = np.ascontiguousarray(tensor.data)
-            self._kept.append(data)
+            kind = tensor.type
             digest.update(f"{name}:{tensor.type}:{tensor.shape}".encode())
             digest.update(np.ascontiguousarray(data[:: max(1, data.size // 4096)]))
+            if kind not in NATIVE_TYPES:
+                data, kind = dequantize(tensor).view(np.uint8).reshape(-1), "F32"
+            if name not in matrices or name in embeddings:  # others are packed, and not looked at again
+                self._kept.append(data)
             try:
-                numbers[name] = self._core.add_weight(tensor.type, data, rows, width, name in matrices, integer)
+                numbers[name] = self._core.add_weight(kind, data, rows, width, name in matrices, integer)
             except ValueError as error:
                 raise ModelFileError(f"tensor {tensor.name!r} of type {tensor.type}: {error}") from None
         return numbers

@@ -1,7 +1,8 @@
 """Decodes a weight to float32, exactly.
 
 One function a type, each with its block drawn. A block's values lie in order along the last axis of the tensor. This
-is what every packed layout of every backend is compared with.
+is what every packed layout of every backend is compared with. Types that are rare, most of them codebooks, are decoded
+by the `gguf` package.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from puna.errors import ModelFileError
+from puna.kernels.reference import dequantize_k as k
 from puna.kernels.tensor import BLOCK_SIZES, RawTensor
 
 F32 = npt.NDArray[np.float32]
@@ -22,11 +24,24 @@ def dequantize(tensor: RawTensor) -> F32:
     """float32 array of `tensor.shape`. Raises ModelFileError for a type that has no decoder."""
     decode = _DECODERS.get(tensor.type)
     if decode is None:
-        raise ModelFileError(
-            f"tensor {tensor.name!r} has element type {tensor.type}; Puna decodes {', '.join(sorted(_DECODERS))}"
-        )
+        return _by_package(tensor)
     _, block_bytes = BLOCK_SIZES[tensor.type]
     return decode(tensor.data.reshape(-1, block_bytes)).reshape(tensor.shape)
+
+
+def _by_package(tensor: RawTensor) -> F32:
+    from gguf import GGMLQuantizationType, quants
+
+    try:
+        kind = GGMLQuantizationType[tensor.type]
+        _, block_bytes = BLOCK_SIZES[tensor.type]
+        values = quants.dequantize(tensor.data.reshape(-1, block_bytes), kind)
+    except (KeyError, NotImplementedError):
+        known = ", ".join(sorted(_DECODERS))
+        raise ModelFileError(
+            f"tensor {tensor.name!r} has element type {tensor.type}; Puna decodes {known} and the gguf package's"
+        ) from None
+    return np.ascontiguousarray(values, np.float32).reshape(tensor.shape)
 
 
 def _f32(blocks: Bytes) -> F32:
@@ -72,4 +87,13 @@ _DECODERS: dict[str, Callable[[Bytes], F32]] = {
     "Q8_0": _q8_0,
     "Q4_0": _q4_0,
     "Q4_1": _q4_1,
+    "Q5_0": k.q5_0,
+    "Q5_1": k.q5_1,
+    "Q2_K": k.q2_k,
+    "Q3_K": k.q3_k,
+    "Q4_K": k.q4_k,
+    "Q5_K": k.q5_k,
+    "Q6_K": k.q6_k,
+    "IQ4_NL": k.iq4_nl,
+    "IQ4_XS": k.iq4_xs,
 }
