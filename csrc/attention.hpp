@@ -154,7 +154,9 @@ static inline void weigh_row(const AttendArgs& a, const RangeTiles& tiles, float
     highest = max(highest, x);
   }
   peak = largest(highest);
-  if (peak == -__builtin_inff()) peak = __builtin_nanf("");  // no number among them; -inf says that a row saw no key
+  // Keys of which every score is -inf weigh nothing beside any finite score, and NaN if that is all a row sees: 0 / 0.
+  // Their peak is the lowest number, for -inf says that the row saw no key. A score of NaN is a weight of NaN anyhow.
+  if (peak == -__builtin_inff()) peak = -__FLT_MAX__;
   VF sum = zero();
   for (int i = first; i < last; ++i) {
     VF weight = softmax_weight(sub(load(scores + i * KEY_TILE), set1(peak)));

@@ -235,6 +235,44 @@ def test_what_is_no_number_stays_none_and_harms_no_earlier_token(
         assert np.isnan(found[41:]).all()
 
 
+@pytest.mark.parametrize("dead", [range(128), range(128, 256), range(256, 300), range(5, 290)])
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_keys_that_score_minus_infinity_weigh_nothing_beside_others(isa: str, dtype: str, dead: range) -> None:
+    """Wherever they lie in ranges of 128, at once and behind a history; where all keys are such, the result is NaN."""
+    shape = Shape(kv_heads=1, group=3, head_dim=32)
+    tables = tables_of(shape, 6)
+    tables["q"], tables["k"] = np.abs(tables["q"]) * 1e20, tables["k"] * 1e-20
+    tables["k"][0] = -1e30
+    ids = [0 if p in dead else 1 + p % (TOKENS - 1) for p in range(301)]
+    case, kv = case_of(shape, tables), KVConfig(24, 16, dtype)
+    native = NativeInterpreter(case.program, case.weights, kv, isa=isa, threads=2)
+    for interpreter in (native, ReferenceInterpreter(case.program, case.weights, kv)):
+        blocks = [7, *range(1, 7), *range(8, 23)]
+        outs = [interpreter.step(step([(ids[a:b], a, blocks)])).logits for a, b in ((0, 300), (300, 301))]
+        found = np.concatenate([out[:, : 3 * 32] for out in outs if out is not None])
+        blind = dead.stop if dead.start == 0 else 0
+        assert np.isnan(found[:blind]).all()
+        assert difference(found[blind:], defined(shape, tables, ids, dtype)[blind:]) <= TOLERANCE
+
+
+def test_an_infinite_value_is_nan_even_where_its_score_is_minus_infinity(isa: str) -> None:
+    """0 times infinity, as in the twin; tokens that do not see it are what they were."""
+    shape = Shape(kv_heads=1, group=2, head_dim=16)
+    tables = tables_of(shape, 7)
+    tables["q"] = np.abs(tables["q"]) * 1e20
+    tables["k"] *= 1e-20
+    tables["k"][0], tables["v"][0] = -1e30, -np.inf
+    ids = [1 + p % 60 for p in range(130)] + [0] * 120 + [1] * 10
+    case, kv = case_of(shape, tables), KVConfig(20, 16, "f32")
+    native = NativeInterpreter(case.program, case.weights, kv, isa=isa, threads=2)
+    wanted = defined(shape, tables, ids[:130], "f32")
+    for interpreter in (native, ReferenceInterpreter(case.program, case.weights, kv)):
+        found = interpreter.step(step([(ids, 0, range(1, 18))])).logits
+        assert found is not None
+        assert difference(found[:130, :32], wanted) <= TOLERANCE
+        assert np.isnan(found[130:, :32]).all()
+
+
 def test_the_twin_rounds_to_bf16_by_hand() -> None:
     found = round_to_bf16(bits(0x3F808000, 0x3F818000, 0x3F808001, 0x80008000))
     np.testing.assert_array_equal(found, bits(0x3F800000, 0x3F820000, 0x3F810000, 0x80000000))

@@ -83,7 +83,8 @@ def attend(op: Attend, query: F32, positions: I32, keys: F32, values: F32) -> F3
     """query: [n, heads * head_dim] of one sequence at `positions`; keys, values: [length, kv_heads, head_dim]."""
     group = op.heads // op.kv_heads
     q = query.reshape(-1, op.kv_heads, group, op.head_dim).transpose(1, 2, 0, 3)
-    scores = q @ keys.transpose(1, 2, 0)[:, None] * np.float32(op.scale)
+    with np.errstate(over="ignore", invalid="ignore"):
+        scores = q @ keys.transpose(1, 2, 0)[:, None] * np.float32(op.scale)
     if op.softcap > 0:
         scores = softcap(scores, op.softcap)
     key_positions = np.arange(len(keys), dtype=np.int32)
@@ -91,7 +92,17 @@ def attend(op: Attend, query: F32, positions: I32, keys: F32, values: F32) -> F3
     if op.window > 0:
         visible &= key_positions[None, :] > positions[:, None] - op.window
     scores = np.where(visible, scores, -np.inf)
-    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    with np.errstate(invalid="ignore"):  # a row whose scores are all -inf is NaN
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
-    out = weights @ values.transpose(1, 0, 2)[:, None]
+    out = _weighted(weights, values.transpose(1, 0, 2)[:, None], visible)
     return np.ascontiguousarray(out.transpose(2, 0, 1, 3)).reshape(query.shape).astype(np.float32)
+
+
+def _weighted(weights: F32, values: F32, visible: npt.NDArray[np.bool_]) -> F32:
+    """Sums over keys, in which a key that a row does not see has no part: 0 times NaN or infinity would be NaN."""
+    if np.isfinite(values).all():
+        return weights @ values
+    with np.errstate(invalid="ignore"):
+        rows = [weights[..., row : row + 1, seen] @ values[..., seen, :] for row, seen in enumerate(visible)]
+    return np.concatenate(rows, axis=2)
