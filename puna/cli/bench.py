@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from puna.cli import options
+from puna.cli.option_group import takes_groups
 from puna.errors import InputError
 
 if TYPE_CHECKING:
@@ -34,10 +35,10 @@ Url = Annotated[
     str | None, typer.Option("--url", help="Measure a server instead, at http://HOST:PORT, in OpenAI's shapes.")
 ]
 ApiKey = Annotated[str | None, typer.Option("--api-key", envvar="PUNA_API_KEY", help="For --url.")]
-MaxSeqs = Annotated[int, typer.Option("--max-seqs", rich_help_panel="Engine", help="Most sequences computed at once.")]
 
 
 @app.command()
+@takes_groups
 def latency(
     input_len: InputLen = 128,
     output_len: OutputLen = 128,
@@ -46,29 +47,14 @@ def latency(
     url: Url = None,
     api_key: ApiKey = None,
     model: options.Model = options.DEFAULT_MODEL,
-    backend: options.Backend = "cpu",
-    threads: options.Threads = 0,
-    compute: options.Compute = "int8",
-    isa: options.Isa = "auto",
-    max_model_len: options.MaxModelLen = None,
-    kv_gib: options.KvGib = None,
-    kv_dtype: options.KvDtype = "f16",
+    *,
+    engine: options.EngineOptions,
 ) -> None:
     """One stream: time to its first token, time between tokens, tokens a second."""
     if output_len < 2:
         raise typer.BadParameter("is 2 at least: there is no time between fewer tokens", param_hint="--output-len")
     workload = _workload(input_len=input_len, output_len=output_len)
-    config = options.engine_config(
-        model,
-        backend=backend,
-        threads=threads,
-        compute=compute,
-        isa=isa,
-        max_model_len=max_model_len,
-        kv_gib=kv_gib,
-        kv_dtype=kv_dtype,
-        max_seqs=1,
-    )
+    config = engine.config(model, max_seqs=1)
 
     from puna.bench.figures import latency_of
     from puna.cli.bench_run import open_bench
@@ -82,6 +68,7 @@ def latency(
 
 
 @app.command()
+@takes_groups
 def throughput(
     sequences: Annotated[int, typer.Option("--sequences", "-s", help="Sequences at once.")] = 32,
     input_len: InputLen = 128,
@@ -97,14 +84,9 @@ def throughput(
     url: Url = None,
     api_key: ApiKey = None,
     model: options.Model = options.DEFAULT_MODEL,
-    backend: options.Backend = "cpu",
-    threads: options.Threads = 0,
-    compute: options.Compute = "int8",
-    isa: options.Isa = "auto",
-    max_model_len: options.MaxModelLen = None,
-    kv_gib: options.KvGib = None,
-    kv_dtype: options.KvDtype = "f16",
-    max_seqs: MaxSeqs = 64,
+    *,
+    engine: options.EngineOptions,
+    max_seqs: options.MaxSeqs = 64,
 ) -> None:
     """Many sequences at once: output tokens a second, and how long first tokens take."""
     workload = _workload(
@@ -118,17 +100,7 @@ def throughput(
         min_p=min_p or 0.0,
         seed=seed,
     )
-    config = options.engine_config(
-        model,
-        backend=backend,
-        threads=threads,
-        compute=compute,
-        isa=isa,
-        max_model_len=max_model_len,
-        kv_gib=kv_gib,
-        kv_dtype=kv_dtype,
-        max_seqs=max_seqs,
-    )
+    config = engine.config(model, max_seqs=max_seqs)
 
     from puna.bench.figures import throughput_of
     from puna.cli.bench_run import open_bench
@@ -142,6 +114,7 @@ def throughput(
 
 
 @app.command()
+@takes_groups
 def prefill(
     lengths: Annotated[
         str, typer.Option("--lengths", "-l", help="Tokens of the prompts, as 128,512.")
@@ -151,13 +124,8 @@ def prefill(
     url: Url = None,
     api_key: ApiKey = None,
     model: options.Model = options.DEFAULT_MODEL,
-    backend: options.Backend = "cpu",
-    threads: options.Threads = 0,
-    compute: options.Compute = "int8",
-    isa: options.Isa = "auto",
-    max_model_len: options.MaxModelLen = None,
-    kv_gib: options.KvGib = None,
-    kv_dtype: options.KvDtype = "f16",
+    *,
+    engine: options.EngineOptions,
 ) -> None:
     """Reading prompts: tokens a second until the first token of the answer, by length."""
     try:
@@ -165,16 +133,7 @@ def prefill(
     except ValueError:
         raise typer.BadParameter(f"{lengths!r} is not a list of numbers as 128,512", param_hint="--lengths") from None
     workloads = [_workload(named="lengths", input_len=length, output_len=1) for length in wanted]
-    config = options.engine_config(
-        model,
-        backend=backend,
-        threads=threads,
-        compute=compute,
-        isa=isa,
-        max_model_len=max_model_len,
-        kv_gib=kv_gib,
-        kv_dtype=kv_dtype,
-    )
+    config = engine.config(model)
 
     from puna.bench.figures import prefill_of
     from puna.cli.bench_run import open_bench
@@ -188,15 +147,15 @@ def prefill(
 
 
 @app.command()
+@takes_groups
 def kernels(
     json: JsonFile = None,
     model: options.Model = options.DEFAULT_MODEL,
-    threads: options.Threads = 0,
-    compute: options.Compute = "int8",
-    isa: options.Isa = "auto",
+    *,
+    engine: options.CoreOptions,
 ) -> None:
     """Every native kernel at the model's shapes, beside the limits of this machine, measured in the same run."""
-    config = options.engine_config(model, threads=threads, compute=compute, isa=isa)
+    config = engine.config(model)
 
     from puna.cli.bench_run import run_kernels
     from puna.cli.bench_tables import print_kernels

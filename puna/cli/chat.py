@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from puna.cli import options
+from puna.cli.option_group import takes_groups
 from puna.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ STDIN_NOTICE_S = 1.0
 DEFAULT_MAX_TOKENS = 1024
 
 
+@takes_groups
 def chat(
     question: Annotated[
         list[str] | None,
@@ -33,23 +35,10 @@ def chat(
     system: Annotated[
         str | None, typer.Option("--system", "-s", help="A system message: how the model should answer.")
     ] = None,
-    temperature: options.Temperature = 0.0,
-    max_tokens: options.MaxTokens = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    min_p: options.MinP = None,
-    repetition_penalty: options.RepetitionPenalty = None,
-    seed: options.Seed = None,
-    stop: options.Stop = None,
+    *,
+    sampling: options.SamplingOptions,
     stats: Annotated[bool, typer.Option("--stats", help="Tokens a second, on standard error.")] = False,
-    backend: options.Backend = "cpu",
-    threads: options.Threads = 0,
-    compute: options.Compute = "int8",
-    isa: options.Isa = "auto",
-    pin: options.Pin = True,
-    max_model_len: options.MaxModelLen = None,
-    kv_gib: options.KvGib = None,
-    kv_dtype: options.KvDtype = "f16",
+    engine: options.EngineOptions,
     record: options.Record = None,
 ) -> None:
     """Talk with a model: one question (`puna chat "What is the capital of France?"`) or a conversation.
@@ -58,29 +47,8 @@ def chat(
 
     Without --max-tokens an answer has 1024 tokens at most, or what the context leaves.
     """
-    params = options.sampling_params(
-        temperature=temperature,
-        max_tokens=max_tokens,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-        stop=stop,
-    )
-    config = options.engine_config(
-        model,
-        backend=backend,
-        threads=threads,
-        compute=compute,
-        isa=isa,
-        pin=pin,
-        max_model_len=max_model_len,
-        kv_gib=kv_gib,
-        kv_dtype=kv_dtype,
-        record=record,
-        max_seqs=1,
-    )
+    params = sampling.params()
+    config = engine.config(model, record=record, max_seqs=1)
     asked = _question(" ".join(question) if question else None)
 
     from puna.cli.local import LocalModel

@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Annotated
 import typer
 
 from puna.cli import options
+from puna.cli.option_group import takes_groups
 from puna.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 DEFAULT_MAX_TOKENS = 256
 
 
+@takes_groups
 def generate(
     prompts: Annotated[list[str] | None, typer.Argument(help="Prompts; each is one line of output.")] = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="Text, one prompt a line. - is stdin.")] = None,
@@ -33,28 +35,13 @@ def generate(
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: standard output.")] = None,
     model: options.Model = options.DEFAULT_MODEL,
-    temperature: options.Temperature = 0.0,
-    max_tokens: options.MaxTokens = None,
+    *,
+    sampling: options.SamplingOptions,
     samples: Annotated[
         int, typer.Option("--samples", rich_help_panel="Sampling", help="Answers a prompt (with --temperature).")
     ] = 1,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    min_p: options.MinP = None,
-    repetition_penalty: options.RepetitionPenalty = None,
-    seed: options.Seed = None,
-    stop: options.Stop = None,
-    backend: options.Backend = "cpu",
-    threads: options.Threads = 0,
-    compute: options.Compute = "int8",
-    isa: options.Isa = "auto",
-    pin: options.Pin = True,
-    max_model_len: options.MaxModelLen = None,
-    kv_gib: options.KvGib = None,
-    kv_dtype: options.KvDtype = "f16",
-    max_seqs: Annotated[
-        int, typer.Option("--max-seqs", rich_help_panel="Engine", help="Most sequences computed at once.")
-    ] = 64,
+    engine: options.EngineOptions,
+    max_seqs: options.MaxSeqs = 64,
     record: options.Record = None,
 ) -> None:
     """Complete many prompts at once. A line that cannot be run becomes a record with `error`, and the exit code 1.
@@ -68,27 +55,11 @@ def generate(
         raise typer.BadParameter("give prompts, or --file, or --jsonl: exactly one of them")
     if prompts and "" in prompts:
         raise typer.BadParameter(f"prompt {prompts.index('') + 1} is empty", param_hint="prompts")
-    params = options.sampling_params(
+    params = sampling.params(
         n=samples,
-        temperature=temperature,
-        max_tokens=max_tokens,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-        stop=stop,
     )
-    config = options.engine_config(
+    config = engine.config(
         model,
-        backend=backend,
-        threads=threads,
-        compute=compute,
-        isa=isa,
-        pin=pin,
-        max_model_len=max_model_len,
-        kv_gib=kv_gib,
-        kv_dtype=kv_dtype,
         max_seqs=max_seqs,
         record=record,
     )

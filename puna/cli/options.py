@@ -1,10 +1,12 @@
-"""The options that several commands share, and how they become a SamplingParams and an EngineConfig.
+"""The options that several commands share, in groups, and how they become a SamplingParams and an EngineConfig.
 
-It knows names, help texts and defaults. A value out of range is wrong usage (exit code 2).
+It knows names, help texts and defaults. A value out of range is wrong usage (exit code 2). Commands take a group whole
+(option_group.py), or an option alone.
 """
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -91,28 +93,72 @@ Record = Annotated[
 ]
 
 
-def sampling_params(**options: Any) -> SamplingParams:
-    """Options that are None keep their defaults, but for `max_tokens`: None is up to the context limit."""
-    from puna.engine.params import SamplingParams
-
-    given = {name: value for name, value in options.items() if value is not None or name == "max_tokens"}
-    try:
-        return SamplingParams(**given)
-    except InputError as error:
-        raise wrong_usage(error) from None
+MaxSeqs = Annotated[int, typer.Option("--max-seqs", rich_help_panel=_ENGINE, help="Most sequences computed at once.")]
 
 
-def engine_config(model: str, *, kv_gib: float | None = None, **options: Any) -> EngineConfig:
-    from puna.engine.config import EngineConfig
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """How tokens are drawn. What is None keeps the default of SamplingParams, but for `max_tokens`: None is up to the
+    context limit."""
 
-    if kv_gib is not None:
+    temperature: Temperature = 0.0
+    max_tokens: MaxTokens = None
+    top_p: TopP = None
+    top_k: TopK = None
+    min_p: MinP = None
+    repetition_penalty: RepetitionPenalty = None
+    seed: Seed = None
+    stop: Stop = None
+
+    def params(self, **further: Any) -> SamplingParams:
+        from puna.engine.params import SamplingParams
+
+        fields = {name: value for name, value in asdict(self).items() if value is not None or name == "max_tokens"}
+        try:
+            return SamplingParams(**fields, **further)
+        except InputError as error:
+            raise wrong_usage(error) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoreOptions:
+    """How the native core computes."""
+
+    threads: Threads = 0
+    compute: Compute = "int8"
+    isa: Isa = "auto"
+    pin: Pin = True
+
+    def config(self, model: str, **further: Any) -> EngineConfig:
+        """`further`: fields of EngineConfig that are no options of this group."""
+        from puna.engine.config import EngineConfig
+
+        try:
+            return EngineConfig(model=model, **self._fields(), **further)
+        except InputError as error:
+            raise wrong_usage(error) from None
+
+    def _fields(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions(CoreOptions):
+    """What every engine is started with, by whatever command."""
+
+    backend: Backend = "cpu"
+    max_model_len: MaxModelLen = None
+    kv_gib: KvGib = None
+    kv_dtype: KvDtype = "f16"
+
+    def _fields(self) -> dict[str, Any]:
+        fields = super()._fields()
+        kv_gib = fields.pop("kv_gib")
+        if kv_gib is None:
+            return fields
         if not 0 < kv_gib <= MAX_GIB:
             raise typer.BadParameter(f"{kv_gib:g} is not above 0 and up to {MAX_GIB}", param_hint="--kv-gib")
-        options["kv_bytes"] = int(kv_gib * 2**30)
-    try:
-        return EngineConfig(model=model, **options)
-    except InputError as error:
-        raise wrong_usage(error) from None
+        return fields | {"kv_bytes": int(kv_gib * 2**30)}
 
 
 def wrong_usage(error: InputError) -> typer.BadParameter:

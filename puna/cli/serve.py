@@ -10,8 +10,10 @@ from typing import Annotated
 import typer
 
 from puna.cli import options
+from puna.cli.option_group import takes_groups
 
 
+@takes_groups
 def serve(
     model: Annotated[
         str | None, typer.Argument(help="The model to serve. Default: smollm2.", show_default=False)
@@ -32,17 +34,9 @@ def serve(
         float,
         typer.Option("--drain", min=0, max=86400, help="Seconds that running answers have when the server stops."),
     ] = 5.0,
-    backend: options.Backend = "cpu",
-    threads: options.Threads = 0,
-    compute: options.Compute = "int8",
-    isa: options.Isa = "auto",
-    pin: options.Pin = True,
-    max_model_len: options.MaxModelLen = None,
-    kv_gib: options.KvGib = None,
-    kv_dtype: options.KvDtype = "f16",
-    max_seqs: Annotated[
-        int, typer.Option("--max-seqs", rich_help_panel="Engine", help="Most sequences computed at once.")
-    ] = 64,
+    *,
+    engine: options.EngineOptions,
+    max_seqs: options.MaxSeqs = 64,
     max_waiting: Annotated[
         int, typer.Option("--max-waiting", rich_help_panel="Engine", help="Requests that may wait; more get a 429.")
     ] = 1024,
@@ -58,16 +52,8 @@ def serve(
             "a key is made of visible ASCII characters, at least one; leave it out to serve without a key",
             param_hint="--api-key",
         )
-    config = options.engine_config(
+    config = engine.config(
         wanted,
-        backend=backend,
-        threads=threads,
-        compute=compute,
-        isa=isa,
-        pin=pin,
-        max_model_len=max_model_len,
-        kv_gib=kv_gib,
-        kv_dtype=kv_dtype,
         max_seqs=max_seqs,
         max_waiting_seqs=max_waiting,
         policy=policy,
