@@ -94,6 +94,11 @@ class Tokenizer:
             ids.append(self.eos_ids[0])
         return ids
 
+    @property
+    def adds_bos(self) -> bool:
+        """Whether a text begins with `bos_id`, as the file wants it."""
+        return self._vocabulary.add_bos and self.bos_id is not None
+
     def fewest_tokens(self, text: str) -> int:
         """A number of tokens that `text` certainly does not stay under, known without the work of encoding it."""
         return -(-len(text) // self._longest_token_bytes)
