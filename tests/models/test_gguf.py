@@ -136,7 +136,6 @@ def tensor_info(name: bytes, extents: tuple[int, ...], kind: int, offset: int) -
         (header(entry(b"k", 9, struct.pack("<IQ", 9, 1) * 10_000 + struct.pack("<IQ", 4, 0))), "nested deeper"),
         (header(entry(b"general.alignment", 4, struct.pack("<I", 24))), "power of two"),
         (header(entry(b"general.alignment", 4, struct.pack("<I", 0))), "power of two"),
-        (header(entry(b"split.count", 2, struct.pack("<H", 3))), "3 parts"),
         (header(tensors=(tensor_info(b"t", (8,), 0, 0),) * 2), "second tensor 't'"),
         (header(tensors=(tensor_info(b"t", (8,), 0, 8),)), "multiple of the alignment"),
         (header(tensors=(tensor_info(b"t", (8,), 0, 2**40),)), "is the file complete"),
