@@ -27,7 +27,7 @@ NAMES: dict[str, tuple[str, tuple[str, ...]]] = {
     "width": ("embedding_length", ("hidden_size", "n_embd", "d_model")),
     "context": ("context_length", ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length")),
     "heads": ("attention.head_count", ("num_attention_heads", "n_head")),
-    "kv_heads": ("attention.head_count_kv", ("num_key_value_heads", "num_kv_heads")),
+    "kv_heads": ("attention.head_count_kv", ("num_key_value_heads", "num_kv_heads", "n_head_kv")),
     "head_dim": ("attention.key_length", ("head_dim",)),
     "value_dim": ("attention.value_length", ("v_head_dim",)),
     "feed_forward": ("feed_forward_length", ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")),
@@ -42,6 +42,7 @@ NAMES: dict[str, tuple[str, tuple[str, ...]]] = {
     "logit_divisor": ("logit_scale", ("logits_scaling",)),
     "experts": ("expert_count", ("num_local_experts", "num_experts")),
     "experts_used": ("expert_used_count", ("num_experts_per_tok",)),
+    "experts_normalised": ("expert_weights_norm", ("norm_topk_prob",)),
     "expert_width": ("expert_feed_forward_length", ("moe_intermediate_size",)),
     "shared_width": ("expert_shared_feed_forward_length", ("shared_expert_intermediate_size",)),
 }

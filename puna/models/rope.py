@@ -33,23 +33,26 @@ def read_rope(
     gguf_style: RopeStyle = "halves",
     base: float = 10_000.0,
     share: float = 1.0,
+    context: int | None = None,
     layer_type: str | None = None,
 ) -> RopeSpec:
     """`length`: the longest text that will be run. `gguf_style`: how the family's GGUF files pair dimensions;
-    config.json always means halves. `base` and `share` are the family's defaults. `layer_type`: of models whose layers
-    differ ("full_attention", "sliding_attention"). Raises ModelFileError."""
+    config.json always means halves. `base`, `share` and `context` are the family's defaults. `layer_type`: of models
+    whose layers differ ("full_attention", "sliding_attention"). Raises ModelFileError."""
+    context = facts.integer("context", context, least=2, most=MAX_LENGTH)
     if facts.is_gguf:
-        return _from_gguf(facts, head_dim, length, gguf_style, base, share)
-    return _from_config(facts, head_dim, length, base, share, layer_type)
+        return _from_gguf(facts, head_dim, context, length, gguf_style, base, share)
+    return _from_config(facts, head_dim, context, length, base, share, layer_type)
 
 
-def _from_gguf(facts: Facts, head_dim: int, length: int, style: RopeStyle, base: float, share: float) -> RopeSpec:
+def _from_gguf(
+    facts: Facts, head_dim: int, context: int, length: int, style: RopeStyle, base: float, share: float
+) -> RopeSpec:
     dimensions = facts.integer("rope.dimension_count", int(head_dim * share), most=head_dim)
     if dimensions % 2:
         facts.fail(f"metadata '{facts.prefix}.rope.dimension_count' is {dimensions}; expected an even number")
     base = facts.number("rope.freq_base", base)
     kind = facts.text("rope.scaling.type", "linear" if facts.has("rope.scale_linear") else "none")
-    context = facts.integer("context", least=2, most=MAX_LENGTH)
     rule: dict[str, Any] = {}
     if kind in ("linear", "yarn"):
         rule["factor"] = facts.number("rope.scaling.factor", facts.number("rope.scale_linear", 1.0))
@@ -71,7 +74,7 @@ def _from_gguf(facts: Facts, head_dim: int, length: int, style: RopeStyle, base:
 
 
 def _from_config(
-    facts: Facts, head_dim: int, length: int, base: float, share: float, layer_type: str | None
+    facts: Facts, head_dim: int, context: int, length: int, base: float, share: float, layer_type: str | None
 ) -> RopeSpec:
     parameters = facts.part("rope_parameters") or facts.part("rope_scaling")
     if parameters is not None and layer_type is not None and parameters.part(layer_type) is not None:
@@ -85,7 +88,6 @@ def _from_config(
         facts.fail(
             f"config.json: {share} of a head of {head_dim} is {dimensions} rotated values; expected an even number"
         )
-    context = facts.integer("context", least=2, most=MAX_LENGTH)
     if facts.has(ORIGINAL):
         rule.setdefault(ORIGINAL, facts.integer(ORIGINAL, most=MAX_LENGTH))
     kind = inner.text("rope_type", inner.text("type", "default")) if parameters is not None else "default"

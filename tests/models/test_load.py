@@ -127,7 +127,7 @@ def test_a_tensor_of_the_wrong_shape_is_named_with_both_shapes(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("metadata", "said"),
     [
-        ({"general.architecture": "mamba"}, "'mamba'; Puna knows: gemma"),
+        ({"general.architecture": "mamba"}, "'mamba'; Puna knows: falcon, gemma"),
         ({"general.architecture": None}, "general.architecture' is None; expected a string"),
         ({"llama.block_count": 2**31 - 1}, "llama.block_count"),
         ({"llama.block_count": "many"}, "whole number"),
@@ -145,7 +145,7 @@ def test_a_tensor_of_the_wrong_shape_is_named_with_both_shapes(tmp_path: Path) -
         ({"llama.rope.freq_base": -1.0}, "above 0"),
         ({"llama.rope.freq_base": float("nan")}, "expected a number"),
         ({"llama.rope.scaling.type": "spiral"}, "'spiral' is not supported"),
-        ({"llama.expert_count": 8}, "mixture of experts"),
+        ({"llama.expert_count": 8}, "llama.expert_used_count' is missing"),
         ({"llama.embedding_length": 0}, "embedding_length"),
         ({"llama.attention.layer_norm_rms_epsilon": None}, "is missing"),
     ],

@@ -5,7 +5,19 @@ A family is a mapping (family.py). Adding one means writing a module of a few do
 
 from __future__ import annotations
 
-from puna.models.families import gemma, llama, qwen
+from puna.models.families import (
+    falcon,
+    gemma,
+    gpt2,
+    gpt_neox,
+    granite,
+    llama,
+    olmo,
+    opt,
+    phi,
+    qwen,
+    starcoder2,
+)
 from puna.models.families.family import Family
 from puna.models.model_file import ModelFile
 
@@ -13,9 +25,20 @@ FAMILIES: tuple[Family, ...] = (
     llama.FAMILY,
     qwen.QWEN2,
     qwen.QWEN3,
+    qwen.QWEN2_MOE,
+    qwen.QWEN3_MOE,
     gemma.GEMMA,
     gemma.GEMMA2,
     gemma.GEMMA3,
+    phi.FAMILY,
+    olmo.OLMO2,
+    olmo.OLMOE,
+    granite.FAMILY,
+    starcoder2.FAMILY,
+    gpt_neox.FAMILY,
+    gpt2.FAMILY,
+    opt.FAMILY,
+    falcon.FAMILY,
 )
 BY_GGUF_NAME = {name: family for family in FAMILIES for name in family.gguf}
 BY_CONFIG_NAME = {name: family for family in FAMILIES for name in family.config}

@@ -12,8 +12,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from puna.kernels.program import Activation
-from puna.models.facts import MAX_HEAD_DIM, MAX_HEADS, MAX_LENGTH, Facts
-from puna.models.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, NormSpec, RopeSpec
+from puna.models.facts import MAX_HEAD_DIM, MAX_HEADS, MAX_LENGTH, MAX_WIDTH, Facts
+from puna.models.spec import (
+    AttentionSpec,
+    BranchSpec,
+    ExpertsSpec,
+    FeedForwardSpec,
+    LayerSpec,
+    ModelSpec,
+    NormSpec,
+    RopeSpec,
+)
 from puna.models.weights import Source, first_name
 
 
@@ -54,8 +63,16 @@ class Sizes:
     feed_forward: list[int]
 
 
-def read_sizes(facts: Facts, length: int, *, head_dim: int | None = None, feed_forward: int | None = None) -> Sizes:
-    """`head_dim`: where the file states none, instead of width / heads. `feed_forward` likewise."""
+def read_sizes(
+    facts: Facts,
+    length: int,
+    *,
+    head_dim: int | None = None,
+    feed_forward_per_width: int | None = None,
+    context: int | None = None,
+) -> Sizes:
+    """Where the file states none: `head_dim` is taken instead of width / heads, `feed_forward_per_width` times the
+    width, and `context`."""
     layers = facts.layers()
     width = facts.integer("width")
     heads = facts.per_layer("heads", layers, most=MAX_HEADS)
@@ -68,7 +85,8 @@ def read_sizes(facts: Facts, length: int, *, head_dim: int | None = None, feed_f
     dim = facts.integer("head_dim", head_dim or max(1, width // heads[0]), most=MAX_HEAD_DIM)
     if facts.integer("value_dim", dim, most=MAX_HEAD_DIM) != dim:
         facts.fail("keys and values of different length are not supported")
-    context = facts.integer("context", least=2, most=MAX_LENGTH)
+    context = facts.integer("context", context, least=2, most=MAX_LENGTH)
+    feed_forward = feed_forward_per_width and min(MAX_WIDTH, feed_forward_per_width * width)
     return Sizes(
         layers=layers,
         width=width,
@@ -134,6 +152,25 @@ def feed_forward(
     )
 
 
+def layer_norm(facts: Facts, sources: Mapping[str, Source], weight: str = "layers.0.attention.norm") -> NormSpec:
+    """LayerNorm, with a bias where the file has one beside `weight`."""
+    return NormSpec("layer", facts.number("layer_eps", 1e-5), bias=has_tensor(facts, sources, f"{weight}.bias"))
+
+
+def pre_norm_layer(
+    attends: AttentionSpec,
+    feeds: FeedForwardSpec | ExpertsSpec,
+    norm: NormSpec,
+    *,
+    factor: float = 1.0,
+    parallel: bool = False,
+) -> LayerSpec:
+    """The usual layer: attention, then a feed-forward or experts, each of a normalised residual stream."""
+    name = "experts" if isinstance(feeds, ExpertsSpec) else "feed_forward"
+    branches = (BranchSpec("attention", attends, norm, factor=factor), BranchSpec(name, feeds, norm, factor=factor))
+    return LayerSpec(branches, parallel)
+
+
 def has_tensor(facts: Facts, sources: Mapping[str, Source], weight: str) -> bool:
     """Whether the file has the tensor that the weight would be made of."""
     return weight in sources and first_name(sources[weight]) in facts.file.tensors
@@ -168,7 +205,7 @@ def model_spec(
     facts: Facts,
     sizes: Sizes,
     layers: Sequence[LayerSpec],
-    final_norm: NormSpec,
+    final_norm: NormSpec | None,
     sources: Mapping[str, Source],
     **more: Any,
 ) -> ModelSpec:

@@ -1,33 +1,38 @@
 """The Llama family: Llama 1 to 3, Mistral, SmolLM, Vicuna, TinyLlama, Yi, dense DeepSeek and all of that shape.
 
 Norms stand before each branch, the feed-forward is gated by SiLU. In GGUF files queries and keys are stored permuted so
-that rotation pairs are neighbours ("interleaved"). SmolLM 3 does not rotate in every fourth layer.
+that rotation pairs are neighbours ("interleaved"). SmolLM 3 does not rotate in every fourth layer. Mixtral has experts
+for feed-forwards; its GGUF files call themselves llama, too.
 """
 
 from __future__ import annotations
 
 from puna.models.facts import MAX_LENGTH, Facts
+from puna.models.families.experts import config_experts, expert_count, experts, gguf_experts
 from puna.models.families.family import (
     Family,
     Reading,
+    Sizes,
     attention,
     feed_forward,
     model_spec,
+    pre_norm_layer,
     read_activation,
     read_sizes,
 )
 from puna.models.families.tables import config_sources, gguf_sources
 from puna.models.rope import read_rope
-from puna.models.spec import BranchSpec, LayerSpec, NormSpec
+from puna.models.spec import ExpertsSpec, FeedForwardSpec, NormSpec
+from puna.models.weights import Source
 
 SMOLLM3_INTERVAL = 4  # every so manieth layer is not rotated, where the file does not say
+MIXTRAL_EXPERTS = {"gate": "w1", "up": "w3", "down": "w2"}
 
 
 def read(facts: Facts, length: int) -> Reading:
-    if facts.has("experts") and facts.integer("experts", least=0):
-        facts.fail("the model calls itself llama but is a mixture of experts, which is another family")
     sizes = read_sizes(facts, length)
-    sources = gguf_sources(sizes.layers) if facts.is_gguf else config_sources(sizes.layers)
+    routed = facts.has("experts") and facts.integer("experts", least=0) > 0
+    sources = _sources(facts, sizes, routed)
     norm = NormSpec("rms", facts.number("rms_eps"))
     rope = read_rope(facts, sizes.head_dim, sizes.length, gguf_style="interleaved")
     rotated = _rotated_layers(facts, sizes.layers)
@@ -36,12 +41,26 @@ def read(facts: Facts, length: int) -> Reading:
     layers = []
     for layer in range(sizes.layers):
         attends = attention(facts, sizes, layer, rope if rotated[layer] else None, window=window, sources=sources)
-        feeds = feed_forward(facts, sizes, layer, activation, sources=sources)
-        layers.append(LayerSpec((BranchSpec("attention", attends, norm), BranchSpec("feed_forward", feeds, norm))))
+        feeds: FeedForwardSpec | ExpertsSpec
+        if routed:
+            feeds = experts(facts, sizes, layer, activation, normalised=True, sources=sources)
+        else:
+            feeds = feed_forward(facts, sizes, layer, activation, sources=sources)
+        layers.append(pre_norm_layer(attends, feeds, norm))
     return Reading(model_spec("llama", facts, sizes, layers, norm, sources), sources)
 
 
-FAMILY = Family("llama", ("llama", "smollm3"), ("llama", "mistral", "smollm3"), read)
+FAMILY = Family("llama", ("llama", "smollm3"), ("llama", "mistral", "smollm3", "mixtral"), read)
+
+
+def _sources(facts: Facts, sizes: Sizes, routed: bool) -> dict[str, Source]:
+    if not routed:
+        return gguf_sources(sizes.layers) if facts.is_gguf else config_sources(sizes.layers)
+    count = expert_count(facts)
+    if facts.is_gguf:
+        return gguf_sources(sizes.layers, **gguf_experts(facts, count))
+    names = {ours: f"block_sparse_moe.experts.{{e}}.{theirs}.weight" for ours, theirs in MIXTRAL_EXPERTS.items()}
+    return config_sources(sizes.layers, experts__router="block_sparse_moe.gate.weight", **config_experts(count, names))
 
 
 def _rotated_layers(facts: Facts, layers: int) -> list[bool]:

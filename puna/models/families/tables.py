@@ -83,6 +83,12 @@ CONFIG_LAYER = {
     "feed_forward.up.bias": "mlp.up_proj.bias",
     "feed_forward.down": "mlp.down_proj.weight",
     "feed_forward.down.bias": "mlp.down_proj.bias",
+    "experts.norm": "post_attention_layernorm.weight",
+    "experts.router": "mlp.gate.weight",
+    "experts.shared.gate": "mlp.shared_expert.gate_proj.weight",
+    "experts.shared.up": "mlp.shared_expert.up_proj.weight",
+    "experts.shared.down": "mlp.shared_expert.down_proj.weight",
+    "experts.shared.router": "mlp.shared_expert_gate.weight",
 }
 
 

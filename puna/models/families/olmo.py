@@ -1,0 +1,110 @@
+"""OLMo 2 and 3, and OLMoE: queries and keys are normalised over the whole row of all heads.
+
+OLMo 2 and 3 have norms after each branch and none before. In OLMo 3 three of four layers see a window and are never
+stretched. OLMoE is a mixture of experts with norms before each branch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from puna.models.facts import MAX_LENGTH, Facts
+from puna.models.families.experts import PROJECTIONS, config_experts, expert_count, experts, gguf_experts
+from puna.models.families.family import (
+    Family,
+    Reading,
+    attention,
+    feed_forward,
+    model_spec,
+    pre_norm_layer,
+    read_activation,
+    read_sizes,
+)
+from puna.models.families.tables import config_sources, gguf_sources
+from puna.models.rope import read_rope
+from puna.models.spec import BranchSpec, LayerSpec, NormSpec, RopeSpec
+
+OLMO3_BASE = 500_000.0
+GLOBAL_EVERY = 4  # every so manieth layer of OLMo 3 sees everything, where the file does not say
+
+
+def read_olmo2(facts: Facts, length: int) -> Reading:
+    sizes = read_sizes(facts, length)
+    sources = (
+        gguf_sources(sizes.layers)
+        if facts.is_gguf
+        else config_sources(
+            sizes.layers,
+            attention__norm_after="post_attention_layernorm.weight",
+            feed_forward__norm_after="post_feedforward_layernorm.weight",
+        )
+    )
+    norm = NormSpec("rms", facts.number("rms_eps", 1e-5))
+    windows = _windows(facts, sizes.layers)
+    base = OLMO3_BASE if any(windows) else 10_000.0
+    rope = read_rope(facts, sizes.head_dim, sizes.length, base=base, layer_type="full_attention")
+    activation = read_activation(facts, "silu", "hidden_act")
+    layers = []
+    for layer, window in enumerate(windows):
+        attends = attention(
+            facts,
+            sizes,
+            layer,
+            _unstretched(rope) if window else rope,
+            window=window,
+            query_key_norm=norm,
+            norm_whole_rows=True,
+            sources=sources,
+        )
+        feeds = feed_forward(facts, sizes, layer, activation, sources=sources)
+        layers.append(
+            LayerSpec(
+                (
+                    BranchSpec("attention", attends, norm_after=norm),
+                    BranchSpec("feed_forward", feeds, norm_after=norm),
+                )
+            )
+        )
+    return Reading(model_spec("olmo2", facts, sizes, layers, norm, sources), sources)
+
+
+def read_olmoe(facts: Facts, length: int) -> Reading:
+    if facts.has("clip_qkv"):
+        facts.fail("config.json: 'clip_qkv' (clipped queries, keys and values) is not supported")
+    sizes = read_sizes(facts, length)
+    count = expert_count(facts)
+    if facts.is_gguf:
+        sources = gguf_sources(sizes.layers, **gguf_experts(facts, count))
+    else:
+        sources = config_sources(sizes.layers, **config_experts(count, PROJECTIONS))
+    norm = NormSpec("rms", facts.number("rms_eps", 1e-5))
+    rope = read_rope(facts, sizes.head_dim, sizes.length)
+    activation = read_activation(facts, "silu", "hidden_act")
+    layers = []
+    for layer in range(sizes.layers):
+        attends = attention(facts, sizes, layer, rope, query_key_norm=norm, norm_whole_rows=True, sources=sources)
+        routed = experts(facts, sizes, layer, activation, normalised=False, sources=sources)
+        layers.append(pre_norm_layer(attends, routed, norm))
+    return Reading(model_spec("olmoe", facts, sizes, layers, norm, sources), sources)
+
+
+OLMO2 = Family("olmo2", ("olmo2",), ("olmo2", "olmo3"), read_olmo2)
+OLMOE = Family("olmoe", ("olmoe",), ("olmoe",), read_olmoe)
+
+
+def _windows(facts: Facts, layers: int) -> list[int]:
+    """0 for layers that see everything: all of OLMo 2."""
+    window = facts.integer("window", 0, least=0, most=MAX_LENGTH)
+    kinds = facts.values.get("layer_types")
+    if facts.is_gguf:
+        kinds = facts.values.get("olmo2.attention.sliding_window_pattern")
+        kinds = kinds.tolist() if isinstance(kinds, np.ndarray) else kinds
+    if isinstance(kinds, list) and len(kinds) == layers:
+        return [window if kind in (True, "sliding_attention") else 0 for kind in kinds]
+    return [0 if (layer + 1) % GLOBAL_EVERY == 0 else window for layer in range(layers)]
+
+
+def _unstretched(rope: RopeSpec) -> RopeSpec:
+    return replace(rope, linear_factor=1.0, frequency_factors=(), magnitude=1.0)
