@@ -216,6 +216,6 @@ def _skew(made: Any) -> None:
     for name, values in made.named_parameters():
         if name.endswith("gate.weight"):
             values.data[:, 0] = 0.0
-            values.data[0, 0] = 8.0
+            values.data[0, 0] = 4.0
         elif name.endswith(("o_proj.weight", "down_proj")):
             values.data[..., 0, :] = 0.0
