@@ -14,6 +14,7 @@ namespace {
 constexpr float LOWEST = std::numeric_limits<float>::lowest();
 constexpr int64_t SPARE = 16;  // room behind the lists, so that vectors may be written whole
 constexpr double LOG2_E = 1.4426950408889634;
+constexpr int64_t SAMPLED_TILES = 24;  // that the spread of a row is told from, at least
 
 // The row divided by the temperature, without dividing all of it.
 struct Scaled {
@@ -28,6 +29,7 @@ struct Scaled {
     const double slack = std::fabs(exact) * 1e-6 + 1e-30 * (1 + static_cast<double>(temperature));
     return std::max(LOWEST, static_cast<float>(exact - slack));
   }
+  float exponent() const { return static_cast<float>(LOG2_E / static_cast<double>(temperature)); }
 };
 
 // A winner in the making.
@@ -94,20 +96,40 @@ float collect_kept(const KernelTable& kernels, const Scaled& scaled, const Filte
   return threshold;
 }
 
-// Candidates that weigh at least top_p of `total`, so that all that top-p keeps are among them. The weight of one token
-// below the k-th share of what may be lost is tried first, for a k that usually suffices.
+// How far below the best one those are that have all but about `lost` of the mass, told from some of the tiles: the mass
+// below a bound falls about exponentially with it. Infinite where none of the bounds is low enough.
+double distance_of(const KernelTable& kernels, const Scaled& scaled, double lost) {
+  constexpr float NEAREST = 2.0f;
+  const int64_t tiles = tiles_of(scaled.row.vocab), step = std::max<int64_t>(1, tiles / SAMPLED_TILES);
+  const float best = largest(scaled.row);
+  float bounds[TAILS];
+  double tails[TAILS];
+  for (int i = 0; i < TAILS; ++i) bounds[i] = best - (NEAREST + static_cast<float>(i)) * scaled.temperature;
+  kernels.sampling.tails(scaled.row.x, scaled.row.vocab, step, best, scaled.exponent(), bounds, tails);
+  const double target = 0.9 * lost * static_cast<double>((tiles + step - 1) / step) / static_cast<double>(tiles);
+  for (int i = 0; i < TAILS; ++i) {
+    if (tails[i] > target) continue;
+    const double short_of = i == 0 ? 0 : std::log(target / tails[i]) / std::log(tails[i - 1] / tails[i]);
+    return static_cast<double>(NEAREST) + i - std::clamp(short_of, 0.0, 1.0);
+  }
+  return std::numeric_limits<double>::infinity();
+}
+
+// Candidates that weigh at least top_p of `total`, so that all that top-p keeps are among them. Where the estimate does not
+// reach, the weight of one token below the k-th share of what may be lost is tried, for a growing k.
 void collect_mass(const KernelTable& kernels, const Scaled& scaled, float top_p, double total, double error,
                   Candidates& c) {
   const double lost = std::max(1e-9, 1.0 - static_cast<double>(top_p)) * total;
-  for (const double share : {0x1p11, 0x1p13, 0x1p15, 0x1p18}) {
-    const double distance = std::max(0.0, std::log(share / lost));
+  const auto suffices = [&](double distance) {
     collect_from(kernels, scaled, scaled.best - static_cast<float>(distance), c);
-    if (kernels.sampling.weigh(c.values.data(), c.count, scaled.best, c.weights.data()) >=
-        (static_cast<double>(top_p) + error) * total)
-      return;
-  }
-  collect_from(kernels, scaled, LOWEST, c);
-  kernels.sampling.weigh(c.values.data(), c.count, scaled.best, c.weights.data());
+    return kernels.sampling.weigh(c.values.data(), c.count, scaled.best, c.weights.data()) >=
+           (static_cast<double>(top_p) + error) * total;
+  };
+  const double estimate = distance_of(kernels, scaled, lost);
+  if (std::isfinite(estimate) && (suffices(estimate) || suffices(estimate + 0.5))) return;
+  for (const double share : {0x1p13, 0x1p15, 0x1p18})
+    if (suffices(std::max(0.0, std::log(share / lost)))) return;
+  suffices(std::numeric_limits<double>::infinity());
 }
 
 // Whether the tokens that rank before the winner weigh less than top_p of all tokens down to `threshold`, in doubles.
@@ -166,8 +188,8 @@ int32_t draw_filtered(const KernelTable& kernels, const Scaled& scaled, const Fi
     threshold = collect_kept(kernels, scaled, f, c);
     if (f.top_p < 1) total = kernels.sampling.weigh(c.values.data(), c.count, scaled.best, c.weights.data());
   } else {
-    const float exponent = static_cast<float>(LOG2_E / static_cast<double>(scaled.temperature));
-    total = kernels.sampling.mass(scaled.row.x, scaled.row.maxima, scaled.row.vocab, largest(scaled.row), exponent);
+    const Row& row = scaled.row;
+    total = kernels.sampling.mass(row.x, row.maxima, row.vocab, largest(row), scaled.exponent());
     collect_mass(kernels, scaled, f.top_p, total, error, c);
   }
   while (true) {

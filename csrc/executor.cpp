@@ -72,6 +72,11 @@ void Executor::bind(std::vector<int64_t> buffer_widths, std::vector<Op> body, st
   rotations_.clear();
   plan(body_);
   plan(head_);
+  if (!head_.stages.empty()) {
+    Stage& last = head_.stages.back();
+    last.logits = last.kind == Stage::linears && last.ops.size() == 1 && head_.ops[static_cast<size_t>(last.ops[0])].ints[1] == logits;
+  }
+  maxima_.resize(static_cast<size_t>(HEAD_ROWS * tiles_of(widths_[static_cast<size_t>(logits)])));
   body_buffers_ = std::vector<Floats>(widths_.size());
   head_buffers_ = std::vector<Floats>(widths_.size());
   for (size_t b = 0; b < widths_.size(); ++b) head_buffers_[b].reserve(static_cast<size_t>(HEAD_ROWS * stride(static_cast<int>(b))));
@@ -185,11 +190,14 @@ void Executor::run_head(const StepView& view) {
                   body_buffers_[static_cast<size_t>(hidden_)].data() + view.samples.index[first + i] * width,
                   sizeof(float) * static_cast<size_t>(width));
     run(head_, head_buffers_, rows, view);
+    const bool measured = !head_.stages.empty() && head_.stages.back().logits;
+    const Clock::time_point begun = profiling_ ? Clock::now() : Clock::time_point{};
     pool_.run(rows, 1, [&](int64_t begin, int64_t end, int thread) {
       for (int64_t i = begin; i < end; ++i)
-        sample_row(*kernels_, view.samples, first + i, logits + i * stride(logits_), vocab, nullptr,
-                   sample_scratch_[static_cast<size_t>(thread)], view.out);
+        sample_row(*kernels_, view.samples, first + i, logits + i * stride(logits_), vocab,
+                   measured ? maxima_.data() + i * tiles_of(vocab) : nullptr, sample_scratch_[static_cast<size_t>(thread)], view.out);
     });
+    if (profiling_) note(Stage{Stage::whole, {}, -1, false, "sample"}, rows, nanoseconds_since(begun));
     for (int64_t i = 0; view.logits && i < rows; ++i)
       std::memcpy(view.logits + (first + i) * vocab, logits + i * stride(logits_), sizeof(float) * static_cast<size_t>(vocab));
     progress_->fetch_add(1, std::memory_order_relaxed);

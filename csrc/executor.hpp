@@ -5,6 +5,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -51,6 +52,7 @@ struct Stage {
   enum Kind { rows, linears, whole } kind;
   std::vector<int> ops;    // indices into the list of operators
   int rounded = -1;        // rows: the buffer that is rounded at the end
+  bool logits = false;     // linears: they make the logits, of which the sampler wants the maxima of tiles
   std::string name = {};   // for profiles
   int64_t bytes = 0;       // of packed weights
   int64_t operations = 0;  // a row
@@ -145,9 +147,15 @@ class Executor {
   void run_stage(const OpList& list, const Stage& stage, std::vector<Floats>& buffers, int64_t rows, const StepView& view);
   void run_rows(const OpList& list, const Stage& stage, std::vector<Floats>& buffers, int64_t rows, const StepView& view);
   void run_linears(const OpList& list, const Stage& stage, std::vector<Floats>& buffers, int64_t rows);
+  void take_maxima(const LinearArgs& args, const LinearPart& part);
   void run_row(const Op& op, std::vector<Floats>& buffers, int64_t row, const StepView& view);
   void embed(const Op& op, float* out, int64_t table_row, bool add);
   void note(const Stage& stage, int64_t rows, int64_t nanoseconds);
+
+  using Clock = std::chrono::steady_clock;
+  static int64_t nanoseconds_since(Clock::time_point begun) {
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - begun).count();
+  }
 
   const KernelTable* kernels_;
   ThreadPool pool_;
@@ -162,6 +170,7 @@ class Executor {
   int logits_ = 0;
   std::vector<Floats> body_buffers_;
   std::vector<Floats> head_buffers_;
+  std::vector<float> maxima_;  // of the tiles of head_buffers_[logits_]
   std::vector<Rotation> rotations_;
   RoundedRows rounded_;
   std::vector<LinearArgs> linear_jobs_;

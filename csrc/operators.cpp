@@ -12,15 +12,15 @@ namespace {
 
 constexpr int64_t ROW_GRAIN = 2;    // fewer rows than this are quicker on the calling thread
 constexpr int64_t RUNS_A_THREAD = 8;
+constexpr int64_t PANELS_A_TILE = TILE / PANEL;
 
 }  // namespace
 
 void Executor::run(const OpList& list, std::vector<Floats>& buffers, int64_t rows, const StepView& view) {
-  using Clock = std::chrono::steady_clock;
   for (const Stage& stage : list.stages) {
     const Clock::time_point begun = profiling_ ? Clock::now() : Clock::time_point{};
     run_stage(list, stage, buffers, rows, view);
-    if (profiling_) note(stage, rows, std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - begun).count());
+    if (profiling_) note(stage, rows, nanoseconds_since(begun));
     progress_->fetch_add(stage.ops.size(), std::memory_order_relaxed);
   }
 }
@@ -69,9 +69,10 @@ void Executor::run_linears(const OpList& list, const Stage& stage, std::vector<F
     panels += m.panel_count();
   }
   const int64_t block = kernels_->block_rows;
-  const int64_t blocks = std::max<int64_t>(1, rows / block);  // the last one holds what remains, too
+  const int64_t blocks = stage.logits ? 1 : std::max<int64_t>(1, rows / block);  // the last one holds what remains, too
   const int64_t items = panels * blocks;
-  const int64_t grain = std::max<int64_t>(1, items / (pool_.threads() * RUNS_A_THREAD));
+  int64_t grain = std::max<int64_t>(1, items / (pool_.threads() * RUNS_A_THREAD));
+  if (stage.logits) grain = (grain + PANELS_A_TILE - 1) / PANELS_A_TILE * PANELS_A_TILE;
   pool_.run(items, grain, [&](int64_t first, int64_t last, int thread) {
     while (first < last) {
       LinearPart part{};
@@ -83,12 +84,23 @@ void Executor::run_linears(const OpList& list, const Stage& stage, std::vector<F
       while (panel >= jobs[job].matrix->panel_count()) panel -= jobs[job++].matrix->panel_count();
       part.panel = panel;
       part.panel_end = std::min(jobs[job].matrix->panel_count(), panel + last - first);
+      if (stage.logits) part.panel_end = std::min(part.panel_end, panel + PANELS_A_TILE);
       LinearArgs args = jobs[job];
       if (args.matrix->layout != Layout::float32) args.quantized = rounded_.for_thread(*kernels_, thread);
       kernels_->linear(args, part);
+      if (stage.logits) take_maxima(args, part);
       first += part.panel_end - part.panel;
     }
   });
+}
+
+// Of the tile that was just written, while it is in the cache. Its panels are all of one part: parts begin with tiles.
+void Executor::take_maxima(const LinearArgs& args, const LinearPart& part) {
+  const int64_t vocab = args.matrix->out_features, tile = part.panel / PANELS_A_TILE;
+  const int64_t count = std::min(TILE, vocab - tile * TILE);
+  for (int64_t row = part.row; row < part.row_end; ++row)
+    kernels_->sampling.tile_maxima(args.out + row * args.out_stride + tile * TILE, count,
+                                   maxima_.data() + row * tiles_of(vocab) + tile);
 }
 
 void Executor::run_row(const Op& op, std::vector<Floats>& buffers, int64_t row, const StepView& view) {

@@ -10,8 +10,8 @@
 
 #define PUNA_SAMPLING                                                                                          \
   {                                                                                                            \
-    PUNA_NS::tile_maxima, PUNA_NS::mask_row, PUNA_NS::mass, PUNA_NS::count_from, PUNA_NS::collect,             \
-        PUNA_NS::weigh, PUNA_NS::weight_before, PUNA_NS::contend, PUNA_NS::contend_tile                        \
+    PUNA_NS::tile_maxima, PUNA_NS::mask_row, PUNA_NS::mass, PUNA_NS::tails, PUNA_NS::count_from,               \
+        PUNA_NS::collect, PUNA_NS::weigh, PUNA_NS::weight_before, PUNA_NS::contend, PUNA_NS::contend_tile      \
   }
 
 #define PUNA_TABLE(label)                                                                                          \

@@ -10,6 +10,7 @@
 namespace puna {
 
 constexpr int64_t TILE = 256;
+constexpr int TAILS = 8;  // bounds that are tried at a time
 
 static inline int64_t tiles_of(int64_t count) { return (count + TILE - 1) / TILE; }
 
@@ -34,6 +35,9 @@ struct SamplingKernels {
 
   // Sum of 2^((x - best) * exponent), within 4e-6 of itself for any x. Tiles far below `best` add nothing.
   double (*mass)(const float* x, const float* maxima, int64_t count, float best, float exponent);
+
+  // For each of TAILS bounds the part of that sum that values below it have, in every `step`-th tile: an estimate.
+  void (*tails)(const float* x, int64_t count, int64_t step, float best, float exponent, const float* bounds, double* out);
 
   // How many values are at least `threshold`.
   int64_t (*count_from)(const float* x, const float* maxima, int64_t count, float threshold);

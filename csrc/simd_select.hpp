@@ -24,12 +24,16 @@ static inline VI load_int(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
 static inline VI shift_right_1(VI a) { return {_mm512_srli_epi32(a.v, 1)}; }
 static inline VI as_int(VF a) { return {_mm512_castps_si512(a.v)}; }
 static inline float fold_max(VF a) { return _mm512_reduce_max_ps(a.v); }
-// Writes first + lane for each chosen lane, close together; up to 16 places are written to. No branch: in a row of
+// y = whole + fraction with 0 <= fraction < 1, `whole` as scale_by_power_of_two takes it (which rounds it down itself).
+struct Split { VF whole, fraction; };
+static inline Split split(VF y) { return {y, {_mm512_reduce_ps(y.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)}}; }
+// Writes first + lane and the value of each chosen lane, close together; up to 16 places are written to. No branch: in a row of
 // logits it would be mispredicted at nearly every token that is found.
-static inline int put(uint32_t chosen, int32_t first, int32_t* ids) {
+static inline int put(uint32_t chosen, int32_t first, VF v, int32_t* ids, float* values) {
   const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   const __m512i tokens = _mm512_add_epi32(lanes, _mm512_set1_epi32(first));
   _mm512_storeu_si512(ids, _mm512_maskz_compress_epi32(static_cast<__mmask16>(chosen), tokens));
+  _mm512_storeu_ps(values, _mm512_maskz_compress_ps(static_cast<__mmask16>(chosen), v.v));
   return __builtin_popcount(chosen);
 }
 
@@ -101,9 +105,22 @@ static inline float fold_max(VF x) {
   const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
-static inline int put(uint32_t chosen, int32_t first, int32_t* ids) {
+struct Split { VF whole, fraction; };
+static inline Split split(VF y) {
+  constexpr int mode = _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC;
+  const VF whole = {_mm256_round_ps(y.a, mode), _mm256_round_ps(y.b, mode)};
+  return {whole, sub(y, whole)};
+}
+static inline int put(uint32_t chosen, int32_t first, VF v, int32_t* ids, float* values) {
+  if (chosen == 0) return 0;
+  float lanes[LANES];
+  store(lanes, v);
   int count = 0;
-  for (; chosen != 0; chosen &= chosen - 1) ids[count++] = first + __builtin_ctz(chosen);
+  for (; chosen != 0; chosen &= chosen - 1) {
+    const int lane = __builtin_ctz(chosen);
+    ids[count] = first + lane;
+    values[count++] = lanes[lane];
+  }
   return count;
 }
 
@@ -196,9 +213,22 @@ static inline VI as_int(VF a) {
   return r;
 }
 static inline float fold_max(VF a) { return reduce_max(a); }
-static inline int put(uint32_t chosen, int32_t first, int32_t* ids) {
+struct Split { VF whole, fraction; };
+static inline Split split(VF y) {
+  VF whole;
+  for (int i = 0; i < LANES; ++i) whole.v[i] = __builtin_floorf(y.v[i]);
+  return {whole, sub(y, whole)};
+}
+static inline int put(uint32_t chosen, int32_t first, VF v, int32_t* ids, float* values) {
+  if (chosen == 0) return 0;
+  float lanes[LANES];
+  store(lanes, v);
   int count = 0;
-  for (; chosen != 0; chosen &= chosen - 1) ids[count++] = first + __builtin_ctz(chosen);
+  for (; chosen != 0; chosen &= chosen - 1) {
+    const int lane = __builtin_ctz(chosen);
+    ids[count] = first + lane;
+    values[count++] = lanes[lane];
+  }
   return count;
 }
 
