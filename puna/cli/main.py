@@ -111,6 +111,8 @@ def main() -> None:
     if "--debug" in arguments[:cut]:  # global: it may stand before the command or after it
         arguments = ["--debug", *(a for i, a in enumerate(arguments) if a != "--debug" or i > cut)]
     _open_missing_streams()
+    if "reference" not in arguments:  # the only backend that multiplies in NumPy; threads for it cost every start time
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     signal.signal(signal.SIGTERM, _terminate)
     try:
         app(arguments, prog_name="puna")
