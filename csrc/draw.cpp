@@ -96,8 +96,8 @@ float collect_kept(const KernelTable& kernels, const Scaled& scaled, const Filte
   return threshold;
 }
 
-// How far below the best one those are that have all but about `lost` of the mass, told from some of the tiles: the mass
-// below a bound falls about exponentially with it. Infinite where none of the bounds is low enough.
+// How far below the best one those are that have all but about `lost` of the mass, told from some of the tiles: the
+// mass below a bound falls about exponentially with it. Infinite where none of the bounds is low enough.
 double distance_of(const KernelTable& kernels, const Scaled& scaled, double lost) {
   constexpr float NEAREST = 2.0f;
   const int64_t tiles = tiles_of(scaled.row.vocab), step = std::max<int64_t>(1, tiles / SAMPLED_TILES);
@@ -115,8 +115,8 @@ double distance_of(const KernelTable& kernels, const Scaled& scaled, double lost
   return std::numeric_limits<double>::infinity();
 }
 
-// Candidates that weigh at least top_p of `total`, so that all that top-p keeps are among them. Where the estimate does not
-// reach, the weight of one token below the k-th share of what may be lost is tried, for a growing k.
+// Candidates that weigh at least top_p of `total`, so that all that top-p keeps are among them. Where the estimate does
+// not reach, the weight of one token below the k-th share of what may be lost is tried, for a growing k.
 void collect_mass(const KernelTable& kernels, const Scaled& scaled, float top_p, double total, double error,
                   Candidates& c) {
   const double lost = std::max(1e-9, 1.0 - static_cast<double>(top_p)) * total;

@@ -13,7 +13,7 @@ from puna.kernels.cpu import NativeInterpreter, paths
 from puna.kernels.cpu.sampler import NativeSampler
 from puna.kernels.program import Embed, Linear, Op, Program, Softcap
 from puna.kernels.tensor import RawTensor
-from tests.kernels.steps import NO_MOVES, F32, raw, rows
+from tests.kernels.steps import F32, NO_MOVES, raw, rows
 
 WIDTH = 64
 
