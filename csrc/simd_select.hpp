@@ -62,8 +62,9 @@ static inline void store_low(uint32_t* p, VL a) {
 static inline uint32_t at_most(VL a, uint32_t limit) {  // of the low halves, without sign: one bit a lane
   const __mmask16 halves = _mm512_cmple_epu32_mask(a.v, _mm512_set1_epi32(static_cast<int32_t>(limit)));
   if ((halves & 0x5555u) == 0) return 0;
-  const __m512i low = _mm512_and_si512(a.v, _mm512_set1_epi64(0xffffffff));
-  return _mm512_cmple_epu64_mask(low, _mm512_set1_epi64(static_cast<int64_t>(limit)));
+  // Sixteen bits of which eight count: a mask of eight that GCC 12 spills is stored as one byte and read back as four.
+  const __m512i low = _mm512_zextsi256_si512(_mm512_cvtepi64_epi32(a.v));
+  return _mm512_mask_cmple_epu32_mask(0xff, low, _mm512_set1_epi32(static_cast<int32_t>(limit)));
 }
 
 #elif PUNA_PATH == 256
