@@ -19,6 +19,7 @@ from puna.kernels.batch import MOVE_COPY, MOVE_IN, MOVE_OUT, Interpreter, KVConf
 from puna.kernels.cpu import NativeInterpreter
 from puna.kernels.reference.attention import round_to_bf16, round_to_int8
 from puna.kernels.reference.interpreter import ReferenceInterpreter
+from tests.kernels.sanitized import examples
 from tests.kernels.steps import F32, Case, around, difference, raw, step
 
 TOLERANCE = 1e-5
@@ -113,7 +114,12 @@ def assert_sequences_attend_as_defined(
             done[r] = ends[r]
 
 
-@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=examples(8),
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     seed=st.integers(0, 2**32 - 1),
     lengths=st.lists(st.integers(1, 120), min_size=1, max_size=5),

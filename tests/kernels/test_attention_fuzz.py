@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from puna.kernels.batch import Interpreter, KVConfig
 from puna.kernels.cpu import NativeInterpreter, paths
 from puna.kernels.reference.interpreter import ReferenceInterpreter
+from tests.kernels.sanitized import examples as fewer
 from tests.kernels.steps import F32, Case, difference, step
 from tests.kernels.test_attention import TOKENS, Shape, case_of, tables_of
 
-EXAMPLES = int(os.environ.get("PUNA_FUZZ_EXAMPLES", "10"))
+EXAMPLES = int(os.environ.get("PUNA_FUZZ_EXAMPLES", fewer(10)))
 
 
 @dataclass(frozen=True)

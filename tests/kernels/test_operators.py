@@ -20,6 +20,7 @@ from puna.kernels.cpu import NativeInterpreter
 from puna.kernels.reference.dequantize import dequantize
 from puna.kernels.reference.interpreter import ReferenceInterpreter
 from puna.kernels.tensor import BLOCK_SIZES, NATIVE_TYPES, RawTensor
+from tests.kernels.sanitized import examples
 from tests.kernels.steps import F32, Case, around, difference, raw, step
 
 TOLERANCE = 1e-5
@@ -29,7 +30,10 @@ ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2")
 KV = KVConfig(num_blocks=70, block_size=16, dtype="f32")
 
 many = settings(
-    max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(20),
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 tokens = st.integers(1, 70)
 widths = st.integers(1, 150)

@@ -18,6 +18,7 @@ from puna.kernels.batch import SampleRows
 from puna.kernels.cpu import paths
 from puna.kernels.cpu.sampler import NativeSampler
 from puna.kernels.reference import sampling
+from tests.kernels.sanitized import examples
 from tests.kernels.steps import F32, rows
 
 SAMPLERS = {isa: NativeSampler(isa, threads=2) for isa in paths()}
@@ -92,13 +93,13 @@ def batches(draw: st.DrawFn) -> tuple[F32, SampleRows]:
     )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(batches())
 def test_any_row_with_any_parameters_draws_what_its_twin_draws(batch: tuple[F32, SampleRows]) -> None:
     assert_twins_agree(*batch)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(batches(), st.integers(0, 2**31), st.sampled_from([np.nan, np.inf, -np.inf]))
 def test_a_logit_that_is_no_number_gives_no_token_wherever_it_stands(
     batch: tuple[F32, SampleRows], place: int, bad: float
