@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from puna.bench.steps import StepShape
 from puna.engine.config import EngineConfig
+from puna.kernels.batch import kv_bytes_per_token
 from puna.kernels.cpu import settled_path
 from puna.kernels.program import (
     Activate,
@@ -28,7 +29,6 @@ from puna.kernels.program import (
 from puna.models.load import LoadedModel
 
 FLOAT_BYTES = 4
-CACHE_BYTES = {"f32": 4, "bf16": 2, "f16": 2, "int8": 1}
 OPERAND_BYTES = {"f32": 4, "bf16_tiles": 2, "int8": 1}
 FLOAT_TYPES = ("F32", "F16", "BF16")
 # Of operators that go through rows value by value: operations a value, counted from what they compute.
@@ -102,13 +102,13 @@ def _work(op: Op, model: LoadedModel, config: EngineConfig, shape: StepShape) ->
         moved = rows * (read * OPERAND_BYTES[operand] + written * FLOAT_BYTES)
         return Work(moved, 2.0 * rows * read * written, operand, moved)
     if isinstance(op, Attend):
-        element = CACHE_BYTES[config.kv_dtype]
+        kept = kv_bytes_per_token(model.program.kv[op.layer], config.kv_dtype)
         # Each sequence's keys and values once, however many of its tokens look at them.
-        cached = shape.sequences * (shape.cached_len + shape.new_len) * 2 * op.kv_heads * op.head_dim * element
+        cached = shape.sequences * (shape.cached_len + shape.new_len) * kept
         return Work(cached, 4.0 * shape.seen_keys * op.heads * op.head_dim, "f32", cached)
     if isinstance(op, StoreKV):
         width = widths[op.key] + widths[op.value]
-        moved = rows * width * (FLOAT_BYTES + CACHE_BYTES[config.kv_dtype])
+        moved = rows * (width * FLOAT_BYTES + kv_bytes_per_token(model.program.kv[op.layer], config.kv_dtype))
         return Work(moved, rows * width * VALUE_OPERATIONS[StoreKV], "f32", moved)
     names = [getattr(op, field) for field in ("src", "out", "gate", "up", "buffer") if hasattr(op, field)]
     moved = sum(rows * widths[name] * FLOAT_BYTES for name in names)

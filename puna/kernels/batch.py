@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from puna.kernels.program import Program
+from puna.kernels.program import KVShape, Program
 
 Rounding = Literal["none", "int8", "bf16"]  # of factors of linears, before they are multiplied
 
@@ -143,6 +143,11 @@ class Interpreter(Protocol):
 
 
 def kv_bytes_per_block(program: Program, kv: KVConfig) -> int:
-    """Bytes that one block takes in all layers: keys, values and, in int8, their scales."""
-    element, scale = {"f32": (4, 0), "bf16": (2, 0), "f16": (2, 0), "int8": (1, 4)}[kv.dtype]
-    return sum(2 * shape.kv_heads * (shape.head_dim * element + scale) for shape in program.kv) * kv.block_size
+    """Bytes that one block takes in all layers."""
+    return sum(kv_bytes_per_token(shape, kv.dtype) for shape in program.kv) * kv.block_size
+
+
+def kv_bytes_per_token(shape: KVShape, dtype: str) -> int:
+    """Bytes that a token takes in a layer of that shape: keys, values and, in int8, their scales."""
+    element, scale = {"f32": (4, 0), "bf16": (2, 0), "f16": (2, 0), "int8": (1, 4)}[dtype]
+    return 2 * shape.kv_heads * (shape.head_dim * element + scale)
