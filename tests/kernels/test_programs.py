@@ -75,8 +75,10 @@ def test_a_weight_of_the_wrong_size_or_type_is_named() -> None:
     case = around([], {"x": TABLE}, {}, out="x")
     whole = case.weights["identity"]
     short = RawTensor("identity", "F32", whole.shape, whole.data[:-4])
-    strange = RawTensor("identity", "Q6_K", whole.shape, whole.data)
-    for weight, message in ((short, "'identity' .*do not match its shape"), (strange, "'identity' of type Q6_K")):
+    other = RawTensor("identity", "Q6_K", whole.shape, whole.data)
+    strange = RawTensor("identity", "Q9_Z", whole.shape, whole.data)
+    bytes_and_shape = "'identity' .*do not match its shape"
+    for weight, message in ((short, bytes_and_shape), (other, bytes_and_shape), (strange, "'identity' .*type Q9_Z")):
         with pytest.raises(ModelFileError, match=message):
             NativeInterpreter(case.program, {**case.weights, "identity": weight}, GOOD, threads=1)
 

@@ -7,6 +7,7 @@ by the `gguf` package.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -21,11 +22,17 @@ Bytes = npt.NDArray[np.uint8]
 
 
 def dequantize(tensor: RawTensor) -> F32:
-    """float32 array of `tensor.shape`. Raises ModelFileError for a type that has no decoder."""
+    """float32 array of `tensor.shape`. Raises ModelFileError for a type that has no decoder, and for bytes that are more or
+    fewer than the shape takes."""
+    values, block_bytes = BLOCK_SIZES.get(tensor.type, (0, 0))
+    if values and tensor.data.size * values != math.prod(tensor.shape) * block_bytes:
+        raise ModelFileError(
+            f"tensor {tensor.name!r} of type {tensor.type}: its {tensor.data.size} bytes do not match its shape "
+            f"{list(tensor.shape)}"
+        )
     decode = _DECODERS.get(tensor.type)
     if decode is None:
         return _by_package(tensor)
-    _, block_bytes = BLOCK_SIZES[tensor.type]
     return decode(tensor.data.reshape(-1, block_bytes)).reshape(tensor.shape)
 
 
