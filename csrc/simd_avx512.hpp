@@ -1,0 +1,77 @@
+// The words of simd.hpp in AVX-512 (F, BW, VL, DQ, VNNI): a value is one register, a byte dot product one instruction.
+// What the words mean stands there and at the portable ones; this file knows only which instruction says each.
+#pragma once
+
+#include "simd.hpp"
+
+namespace puna::PUNA_NS {
+
+struct VF { __m512 v; };
+struct VI { __m512i v; };
+struct VB { __m512i v; };  // 64 bytes: lane i holds bytes 4i .. 4i+3
+
+static inline VF zero() { return {_mm512_setzero_ps()}; }
+static inline VF set1(float x) { return {_mm512_set1_ps(x)}; }
+static inline VF load(const float* p) { return {_mm512_loadu_ps(p)}; }
+static inline void store(float* p, VF a) { _mm512_storeu_ps(p, a.v); }
+static inline VF add(VF a, VF b) { return {_mm512_add_ps(a.v, b.v)}; }
+static inline VF sub(VF a, VF b) { return {_mm512_sub_ps(a.v, b.v)}; }
+static inline VF mul(VF a, VF b) { return {_mm512_mul_ps(a.v, b.v)}; }
+static inline VF div(VF a, VF b) { return {_mm512_div_ps(a.v, b.v)}; }
+static inline VF max(VF a, VF b) { return {_mm512_max_ps(a.v, b.v)}; }
+static inline VF min(VF a, VF b) { return {_mm512_min_ps(a.v, b.v)}; }
+static inline VF fma(VF a, VF b, VF c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+static inline VF round_even(VF a) {
+  return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+static inline VF absolute(VF a) { return {_mm512_abs_ps(a.v)}; }
+static inline VF scale_by_power_of_two(VF a, VF n) { return {_mm512_scalef_ps(a.v, n.v)}; }
+static inline VF load_half(const uint16_t* p) {
+  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+static inline void store_half(uint16_t* p, VF a) {
+  const __m512 limit = _mm512_set1_ps(65504.0f);
+  const __m512 clipped = _mm512_min_ps(limit, _mm512_max_ps(_mm512_sub_ps(_mm512_setzero_ps(), limit), a.v));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(clipped, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+static inline VF load_bf16(const uint16_t* p) {
+  const __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16))};
+}
+// Lanes with low <= lane < high keep their value, the others become `other`.
+static inline VF keep_lanes(VF a, int low, int high, float other) {
+  const unsigned mask = ((1u << high) - 1u) & ~((1u << low) - 1u);
+  return {_mm512_mask_blend_ps(static_cast<__mmask16>(mask), _mm512_set1_ps(other), a.v)};
+}
+
+static inline bool all_finite(VF a) {
+  return _mm512_cmp_ps_mask(_mm512_sub_ps(a.v, a.v), _mm512_setzero_ps(), _CMP_EQ_OQ) == 0xffff;
+}
+// Sixteen numbers of at most 127 in size to bytes, ties to even; returns them as integers too.
+static inline __m512i to_bytes(VF a, int8_t* out) {
+  const __m512i whole = _mm512_cvtps_epi32(a.v);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtepi32_epi8(whole));
+  return whole;
+}
+static inline int32_t to_bytes(VF a, VF b, int8_t* out) {
+  return _mm512_reduce_add_epi32(_mm512_add_epi32(to_bytes(a, out), to_bytes(b, out + 16)));
+}
+
+static inline VI zero_int() { return {_mm512_setzero_si512()}; }
+static inline VI set1_int(int32_t x) { return {_mm512_set1_epi32(x)}; }
+static inline VI add_int(VI a, VI b) { return {_mm512_add_epi32(a.v, b.v)}; }
+static inline VI times_128(VI a) { return {_mm512_slli_epi32(a.v, 7)}; }
+static inline VF to_float(VI a) { return {_mm512_cvtepi32_ps(a.v)}; }
+static inline VB load_bytes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+static inline VB low_nibbles(VB a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(15))}; }
+static inline VB high_nibbles(VB a) {
+  return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))};
+}
+// Per lane: sum + the dot product of four unsigned bytes (at most 15) with the four signed bytes of `four`.
+static inline VI dot_nibbles(VI sum, VB bytes, int32_t four) {
+  return {_mm512_dpbusd_epi32(sum.v, bytes.v, _mm512_set1_epi32(four))};
+}
+// The same for bytes up to 255.
+static inline VI dot_bytes(VI sum, VB bytes, int32_t four) { return dot_nibbles(sum, bytes, four); }
+
+}  // namespace puna::PUNA_NS
