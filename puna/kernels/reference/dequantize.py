@@ -22,8 +22,8 @@ Bytes = npt.NDArray[np.uint8]
 
 
 def dequantize(tensor: RawTensor) -> F32:
-    """float32 array of `tensor.shape`. Raises ModelFileError for a type that has no decoder, and for bytes that are more or
-    fewer than the shape takes."""
+    """float32 array of `tensor.shape`. Raises ModelFileError for a type that has no decoder, and where the bytes
+    are not those of the shape."""
     values, block_bytes = BLOCK_SIZES.get(tensor.type, (0, 0))
     if values and tensor.data.size * values != math.prod(tensor.shape) * block_bytes:
         raise ModelFileError(
