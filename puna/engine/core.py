@@ -1,41 +1,32 @@
 """The engine: requests in, tokens out, one step at a time.
 
-Ties together the scheduler (which tokens), the runner (which arrays) and a backend (the forward pass), and decides when
-a sample ends: end-of-sequence ids, then stop ids, then length. Knows token ids only; text and stop strings are the
-client's. It has no thread of its own: whoever owns it calls `step` while `has_work`.
+Ties together the scheduler (which tokens), the runner (which arrays) and a backend (the forward pass), and hands out
+what was drawn; when a sample ends is decided in ends.py. Knows token ids only; text and stop strings are the client's.
+It has no thread of its own: whoever owns it calls `step` while `has_work`.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from puna.engine.backend import Backend, open_backend
 from puna.engine.config import EngineConfig
+from puna.engine.decoding import Decoding
 from puna.engine.door import DoorLimits, check_request
+from puna.engine.ends import GIVEN_UP, NOT_NUMBERS, ended, finish_rule
 from puna.engine.entry import StreamMaker
 from puna.engine.live import LiveRequest, Sample, Stream, position_logprobs
-from puna.engine.news import Roster, StepNews
+from puna.engine.news import StepNews
 from puna.engine.params import EngineRequest, FinishReason, SampleUpdate
 from puna.engine.record import StepRecorder, open_recorder
 from puna.engine.runner import PreparedStep, Runner
+from puna.engine.scheduling import open_scheduler
 from puna.engine.stats import EngineCounters, EngineStats
 from puna.errors import InputError
 from puna.kernels.batch import GREEDY_BELOW, I32, NO_TOKEN, U64, StepOutput
-from puna.sched.config import SchedulerConfig
-from puna.sched.fcfs import Fcfs
-from puna.sched.policy import Policy
-from puna.sched.priority import Priority
-from puna.sched.scheduler import Scheduler
 from puna.sched.sequence import Sequence, Status
 from puna.sched.step import ScheduledStep
-
-NOT_NUMBERS = (
-    "the model computed logits that are not numbers after this sample's tokens; other requests are not touched by it: "
-    "look for damaged weights, or try compute='float32' and kv_dtype='f32'"
-)
-POLICIES: dict[str, Callable[[], Policy]] = {"fcfs": Fcfs, "priority": Priority}
 
 
 class Engine:
@@ -51,7 +42,7 @@ class Engine:
         self.backend: Backend = open_backend(config, progress)
         self.config = config = self.backend.config
         self.max_model_len = self.backend.memory.max_model_len
-        self.scheduler = Scheduler(_scheduler_config(self.backend), POLICIES[config.policy]())
+        self.scheduler = open_scheduler(self.backend)
         self.limits = DoorLimits(self.backend.model.program.vocab_size, self.max_model_len, config.max_seqs)
         self.counters = EngineCounters()
         self._runner = Runner(config.max_seqs, self.max_model_len, config.block_size)
@@ -60,7 +51,7 @@ class Engine:
         self._live: dict[str, LiveRequest] = {}
         self._outbox: list[SampleUpdate] = []
         self._maker = StreamMaker(self.limits)
-        self._decoding: _Decoding | None = None
+        self._decoding: Decoding | None = None
         self._last_drawn: I32 | None = None
 
     @property
@@ -169,9 +160,9 @@ class Engine:
         (sample, *_) = stream.samples
         if not stream.sequence.output_len:
             return
-        reason, stop_id = self._finish_rule(sample, stream.sequence)
+        reason, stop_id = finish_rule(sample, stream.sequence)
         if reason is not None:
-            self._outbox.append(_update(sample, [], finish_reason=reason, stop_token_id=stop_id))
+            self._outbox.append(ended(sample, reason, stop_token_id=stop_id))
             self._end(stream, sample, reason)
 
     def _owners(self, step: ScheduledStep) -> list[tuple[str, list[int]]]:
@@ -192,36 +183,27 @@ class Engine:
                 self.scheduler.append(places[sample].sequence, token, now)
             updates.append(self._drawn(places[sample], sample, token, output, s))
         for _, sample, reason in prepared.faults:
-            updates.append(_update(sample, [], finish_reason="error", error=reason))
+            updates.append(ended(sample, "error", error=reason))
             self._end(places[sample], sample, "error")
         return StepNews(updates)
 
-    def _decoding_of(self, prepared: PreparedStep) -> _Decoding | None:
-        """None where a sample has its first token in this step: that comes with more than a token."""
-        decoding = self._decoding
-        if decoding is not None and decoding.prepared is prepared:
-            return decoding
-        samples = [sample for _, sample in prepared.drawn]
-        if not all(sample.started for sample in samples):
-            return None
-        self._decoding = _Decoding(
-            prepared,
-            Roster(tuple((sample.request_id, sample.index) for sample in samples)),
-            [sample.recipe.last_ids for sample in samples],
-            {s for s, sample in enumerate(samples) if sample.recipe.params.logprobs is not None},
-        )
+    def _decoding_of(self, prepared: PreparedStep) -> Decoding | None:
+        if self._decoding is None or self._decoding.prepared is not prepared:
+            decoding = Decoding.of(prepared)
+            if decoding is None:
+                return None
+            self._decoding = decoding
         return self._decoding
 
     def _deliver_column(
-        self, decoding: _Decoding, step: ScheduledStep, output: StepOutput, now: float, updates: list[SampleUpdate]
+        self, decoding: Decoding, step: ScheduledStep, output: StepOutput, now: float, updates: list[SampleUpdate]
     ) -> StepNews:
         """One token a row, and objects only for those that end or want log-probabilities."""
         tokens = output.tokens.tolist()
         whole = self.scheduler.commit_drawn(step, tokens, now)
-        last = [s for s, (token, ids) in enumerate(zip(tokens, decoding.last_ids, strict=True)) if token in ids]
-        apart = decoding.with_logprobs.union(whole, last)
+        apart = decoding.apart(tokens, whole)
         self.counters.generated_tokens += len(tokens) - len(apart)
-        for s in sorted(apart):
+        for s in apart:
             stream, sample = decoding.prepared.drawn[s]
             updates.append(self._drawn(stream, sample, tokens[s], output, s))
             tokens[s] = NO_TOKEN
@@ -248,10 +230,10 @@ class Engine:
         """The update for the token of row s, which its sequence has by now; ends the sample if it was the last."""
         if token == NO_TOKEN:
             self._end(stream, sample, "error")
-            return _update(sample, [], finish_reason="error", error=NOT_NUMBERS)
+            return ended(sample, "error", error=NOT_NUMBERS)
         sequence = stream.sequence
         self.counters.generated_tokens += 1
-        reason, stop_id = self._finish_rule(sample, sequence)
+        reason, stop_id = finish_rule(sample, sequence)
         k = sample.recipe.params.logprobs
         logprobs = None
         if k is not None:
@@ -274,22 +256,12 @@ class Engine:
             self._end(stream, sample, reason)
         return update
 
-    def _finish_rule(self, sample: Sample, sequence: Sequence) -> tuple[FinishReason | None, int | None]:
-        recipe, token = sample.recipe, sequence.tokens[-1]
-        if sequence.output_len > recipe.params.min_tokens:
-            if token in recipe.eos_ids:
-                return "stop", None
-            if token in recipe.stop_ids:
-                return "stop", token
-        return ("length", None) if sequence.total_len >= sequence.max_total_len else (None, None)
-
     def _give_up(self, sequence: Sequence) -> list[SampleUpdate]:
         """Ends the samples of a sequence that the scheduler cannot or will not run."""
         stream = self._runner.stream_of(sequence)
         updates = []
         for sample in list(stream.samples):
-            error = "given up by the scheduler: it waited too long, or its keys and values do not fit into the pool"
-            updates.append(_update(sample, [], finish_reason="error", error=error))
+            updates.append(ended(sample, "error", error=GIVEN_UP))
             self._end(stream, sample, "error")
         return updates
 
@@ -311,48 +283,3 @@ class Engine:
         live.streams.remove(stream)
         if not live.streams:
             del self._live[sample.request_id]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Decoding:
-    """Of the rows of a prepared step that may be repeated: names, ids that may end each, and who wants more."""
-
-    prepared: PreparedStep
-    roster: Roster
-    last_ids: list[frozenset[int]]
-    with_logprobs: set[int]
-
-
-def _update(
-    sample: Sample,
-    token_ids: list[int],
-    *,
-    finish_reason: FinishReason,
-    stop_token_id: int | None = None,
-    error: str | None = None,
-) -> SampleUpdate:
-    return SampleUpdate(
-        request_id=sample.request_id,
-        index=sample.index,
-        token_ids=token_ids,
-        finish_reason=finish_reason,
-        stop_token_id=stop_token_id,
-        error=error,
-    )
-
-
-def _scheduler_config(backend: Backend) -> SchedulerConfig:
-    config, kv = backend.config, backend.memory.kv
-    return SchedulerConfig(
-        num_blocks=kv.num_blocks,
-        max_model_len=backend.memory.max_model_len,
-        block_size=kv.block_size,
-        budget_tokens=config.budget_tokens or 1,
-        max_seqs=config.max_seqs,
-        prefix_cache=config.prefix_cache,
-        watermark_blocks=int(config.watermark * kv.num_blocks),
-        long_prefill_tokens=config.long_prefill_tokens,
-        tier_blocks=kv.tier_blocks,
-        max_waiting_seqs=config.max_waiting_seqs,
-        max_waiting_tokens=config.max_waiting_tokens,
-    )
