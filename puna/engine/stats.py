@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from puna.sched.step import SchedulerStats
+from puna.sched.stats import SchedulerStats
 
 
 @dataclass(slots=True)

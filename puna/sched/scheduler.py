@@ -8,17 +8,17 @@ It knows no model, text, sampling or clock. Time is passed in; the same calls gi
 
 from __future__ import annotations
 
-from collections import deque
-
 from puna.errors import OverloadedError
 from puna.sched.admission import WaitingLimits, check_fits
 from puna.sched.block_tables import BlockTables
 from puna.sched.config import SchedulerConfig
 from puna.sched.draft import Draft
 from puna.sched.policy import Policy
+from puna.sched.population import Population
 from puna.sched.sequence import Sequence, Status
+from puna.sched.stats import SchedulerStats
 from puna.sched.steady import repeat_rows
-from puna.sched.step import ScheduledRow, ScheduledStep, SchedulerStats
+from puna.sched.step import ScheduledRow, ScheduledStep
 
 
 class Scheduler:
@@ -32,11 +32,8 @@ class Scheduler:
         self.policy = policy
         self._tables = BlockTables(config)
         self._limits = WaitingLimits(config)
-        self._alive: dict[int, Sequence] = {}
-        self._waiting: deque[Sequence] = deque()  # WAITING and SWAPPED
-        self._running: list[Sequence] = []
-        self._seats_taken = 0
-        self._waiting_tokens = 0
+        self._population = Population()
+        self._waiting, self._running = self._population.waiting, self._population.running  # the same objects, to read
         self._preemptions = 0
         self._open_step: ScheduledStep | None = None
         self._steady = False  # all that run had one token in the last step, and nobody came or went since
@@ -51,10 +48,8 @@ class Scheduler:
         """
         self._check_new(sequence)
         check_fits(sequence, self.config)
-        self._limits.check(sequence, len(self._waiting), self._waiting_tokens)
-        self._alive[sequence.sequence_id] = sequence
-        self._waiting.append(sequence)
-        self._waiting_tokens += len(sequence.tokens)
+        self._limits.check(sequence, len(self._waiting), self._population.waiting_tokens)
+        self._population.queue(sequence)
         self.policy.on_arrival(sequence, now)
 
     def fork(self, parent: Sequence, child: Sequence, now: float) -> None:
@@ -66,20 +61,14 @@ class Scheduler:
         if parent.status is not Status.RUNNING or child.tokens != parent.tokens or child.seats != 1:
             raise ValueError("a fork needs a running parent and a child of one seat with the very same tokens")
         check_fits(child, self.config)
-        if parent.seats > 1:
-            parent.seats -= 1
-        elif self._seats_taken < self.config.max_seqs:
-            self._seats_taken += 1
-        else:
+        if parent.seats == 1 and self._population.seats_taken >= self.config.max_seqs:
             raise OverloadedError(
                 f"all {self.config.max_seqs} running places are taken (max_seqs), so the sequence cannot be forked; "
                 "add it with as many seats as it will have forks"
             )
         self._steady = False
         self._tables.fork(parent, child)
-        child.status = Status.RUNNING
-        self._alive[child.sequence_id] = child
-        self._running.append(child)
+        self._population.join(child, parent)
         self.policy.on_arrival(child, now)
 
     def abort(self, sequence: Sequence, now: float) -> None:
@@ -88,18 +77,11 @@ class Scheduler:
 
     def finish(self, sequence: Sequence, now: float) -> None:
         """Ends a sequence and gives back all it holds; its full blocks stay findable until their memory is needed."""
-        if self._alive.get(sequence.sequence_id) is not sequence:
+        if sequence not in self._population:
             return
-        del self._alive[sequence.sequence_id]
         self._steady = False
-        if sequence.status is Status.RUNNING:
-            self._running.remove(sequence)
-            self._seats_taken -= sequence.seats
-        else:
-            self._waiting.remove(sequence)
-            self._waiting_tokens -= len(sequence.tokens)
         self._tables.close(sequence)
-        sequence.status = Status.FINISHED
+        self._population.remove(sequence)
         self._limits.on_exit(now)
         self.policy.on_exit(sequence, now)
 
@@ -108,8 +90,7 @@ class Scheduler:
         if sequence.status is Status.FINISHED or len(sequence.tokens) >= sequence.max_total_len:
             raise ValueError(f"sequence {sequence.sequence_id} has ended or is as long as it may get")
         sequence.tokens.append(token)
-        if sequence.status is not Status.RUNNING:
-            self._waiting_tokens += 1
+        self._population.note_token(sequence)
         self.policy.on_tokens(sequence, 0, 1, now)
 
     # --- steps ---
@@ -196,7 +177,7 @@ class Scheduler:
             if sequence.status is Status.SWAPPED:
                 self._tables.close(sequence)
                 sequence.status, sequence.computed_len = Status.WAITING, 0
-        returned = [self._alive[sequence_id] for sequence_id in self._tables.uncached_from]
+        returned = [self._population[sequence_id] for sequence_id in self._tables.uncached_from]
         for sequence in [*reversed(returned), *(row.sequence for row in reversed(step.rows))]:
             if sequence.status is Status.RUNNING:
                 self._to_queue(sequence, Status.WAITING)
@@ -245,7 +226,7 @@ class Scheduler:
         seats_kept = 0
         coming = self._tables.hashes_to_come(draft.rows)
         for sequence in self.policy.order(self._waiting, self._tables.cached_len_of):
-            if draft.budget == 0 or self._seats_taken + seats_kept + sequence.seats > self.config.max_seqs:
+            if draft.budget == 0 or self._population.seats_taken + seats_kept + sequence.seats > self.config.max_seqs:
                 break
             if sequence in draft.preempted:
                 continue  # pushed out a moment ago: not back within the same step
@@ -256,9 +237,7 @@ class Scheduler:
             if moves is None:
                 break  # those behind it must not overtake: it would starve
             draft.moves += moves
-            sequence.status = Status.RUNNING
-            self._running.append(sequence)
-            self._seats_taken += sequence.seats
+            self._population.run(sequence)
             admitted.append(sequence)
             start, known = sequence.computed_len, len(sequence.tokens)
             count = min(known - start, cap, draft.budget)
@@ -266,9 +245,7 @@ class Scheduler:
                 draft.rows.append(ScheduledRow(sequence, start, count, start + count == known))
                 draft.budget -= count
                 coming |= self._tables.hashes_to_come(draft.rows[-1:])
-        for sequence in admitted:
-            self._waiting_tokens -= len(sequence.tokens)
-            self._waiting.remove(sequence)
+        self._population.leave_line(admitted)
 
     # --- giving way ---
 
@@ -293,14 +270,10 @@ class Scheduler:
     def _to_queue(self, sequence: Sequence, status: Status) -> None:
         """From running to the front of the queue."""
         self._steady = False
-        self._running.remove(sequence)
-        self._seats_taken -= sequence.seats
         if status is Status.WAITING:
             self._tables.close(sequence)
             sequence.computed_len = 0
-        sequence.status = status
-        self._waiting.appendleft(sequence)
-        self._waiting_tokens += len(sequence.tokens)
+        self._population.return_to_line(sequence, status)
 
     def _shed(self, now: float) -> tuple[Sequence, ...]:
         shed = tuple(self.policy.shed(self._waiting, now))
@@ -311,34 +284,15 @@ class Scheduler:
         return shed
 
     def _check_new(self, sequence: Sequence) -> None:
-        if sequence.sequence_id in self._alive or sequence.status is not Status.WAITING or sequence.blocks:
+        if self._population.knows(sequence.sequence_id) or sequence.status is not Status.WAITING or sequence.blocks:
             raise ValueError(f"sequence {sequence.sequence_id} is not new: its id is in use, or it ran before")
 
     # --- looking in ---
 
     def stats(self) -> SchedulerStats:
-        tables = self._tables
-        pool, swapped = tables.pool, len(tables.swapped)
-        return SchedulerStats(
-            waiting=len(self._waiting) - swapped,
-            running=len(self._running),
-            swapped=swapped,
-            waiting_tokens=self._waiting_tokens,
-            blocks_used=pool.usable - pool.free_count,
-            blocks_free=pool.free_count,
-            blocks_total=pool.usable,
-            blocks_cached=len(tables.cache),
-            tier_used=tables.tier.capacity - tables.tier.free_count,
-            prefix_queries=tables.prefix_queries,
-            prefix_hits=tables.prefix_hits,
-            evictions=tables.cache.evictions,
-            preemptions=self._preemptions,
-        )
+        return SchedulerStats.of(self._population, self._tables, self._preemptions)
 
     def check_invariants(self) -> None:
         """Asserts all that must hold between calls. For tests and debugging: it walks over everything."""
         self._tables.check(self._running, self._waiting)
-        everyone = [*self._running, *self._waiting]
-        assert {id(s) for s in everyone} == {id(s) for s in self._alive.values()}, "alive, but neither runs nor waits"
-        assert self._seats_taken == sum(s.seats for s in self._running) <= self.config.max_seqs
-        assert self._waiting_tokens == sum(len(s.tokens) for s in self._waiting)
+        self._population.check(self.config.max_seqs)

@@ -1,11 +1,9 @@
-"""What the scheduler hands out: one step's rows and block moves, and the figures it keeps.
+"""What the scheduler hands out: one step's rows and block moves.
 
 Plain values. A step is a plan; nothing in it changes when sequences go on.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import msgspec
 
@@ -45,23 +43,3 @@ class ScheduledStep(msgspec.Struct, frozen=True):
     impossible: tuple[Sequence, ...] = ()
     repeats: bool = False
     grown: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class SchedulerStats:
-    """Sequences by state, blocks by use (used + free = total; the null block is not counted), and counters since the
-    start. A block that is free may still be cached. Prefix queries and hits are in tokens, counted on admission."""
-
-    waiting: int
-    running: int
-    swapped: int
-    waiting_tokens: int
-    blocks_used: int
-    blocks_free: int
-    blocks_total: int
-    blocks_cached: int
-    tier_used: int
-    prefix_queries: int
-    prefix_hits: int
-    evictions: int
-    preemptions: int
