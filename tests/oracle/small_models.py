@@ -31,57 +31,74 @@ LLAMA_SIZES = {
     "eos_token_id": 2,
 }
 EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+ORIGINAL = "original_max_position_embeddings"
 LONG = {"short_factor": [1.0 + 0.1 * i for i in range(8)], "long_factor": [1.5 + 0.5 * i for i in range(8)]}
 
 
 @dataclass(frozen=True)
 class SmallModel:
     """`config`: transformers' name of the configuration's class. `length`: whether the rotary rule depends on the
-    text's length, which is then told. `skewed`: one expert is chosen nearly always."""
+    text's length, which is then told. `skewed`: one expert is chosen nearly always.
+
+    For llama.cpp's converter: `older` are entries of config.json that it looks for and transformers no longer writes
+    (None: has to be away), `lost` is what GGUF does not keep of such a model, as changes of its description, and
+    `refused` why there is no GGUF file."""
 
     name: str
     config: str
     fields: dict[str, Any] = field(default_factory=dict)
     length: bool = False
     skewed: bool = False
+    older: dict[str, Any] = field(default_factory=dict)
+    lost: dict[str, Any] = field(default_factory=dict)
+    refused: str = ""
 
 
-def _llama(name: str, config: str = "Llama", *, length: bool = False, **fields: Any) -> SmallModel:
-    return SmallModel(name, config, LLAMA_SIZES | fields, length=length)
+OWN = ("length", "skewed", "older", "lost", "refused")
+
+
+def _small(name: str, config: str, fields: dict[str, Any]) -> SmallModel:
+    own = {key: fields.pop(key) for key in OWN if key in fields}
+    return SmallModel(name, config, fields, **own)
+
+
+def _llama(name: str, config: str = "Llama", **fields: Any) -> SmallModel:
+    return _small(name, config, LLAMA_SIZES | fields)
 
 
 def _ungrouped(name: str, config: str, **fields: Any) -> SmallModel:
     """Of families that have a key head for every query head."""
-    return SmallModel(name, config, {k: v for k, v in LLAMA_SIZES.items() if k != "num_key_value_heads"} | fields)
+    return _small(name, config, {k: v for k, v in LLAMA_SIZES.items() if k != "num_key_value_heads"} | fields)
 
 
-def _rope(name: str, *, length: bool = False, **rule: Any) -> SmallModel:
+def _rope(name: str, rule: dict[str, Any], **own: Any) -> SmallModel:
     rule = {"rope_type": name.removeprefix("llama, "), "rope_theta": 10_000.0} | rule
-    return _llama(name, rope_parameters=rule, length=length)
+    return _llama(name, rope_parameters=rule, **own)
 
 
 def _falcon(name: str, **fields: Any) -> SmallModel:
     sizes = {key: LLAMA_SIZES[key] for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")}
-    return SmallModel(name, "Falcon", sizes | {"bos_token_id": 1, "eos_token_id": 2} | fields)
+    return _small(name, "Falcon", sizes | {"bos_token_id": 1, "eos_token_id": 2} | fields)
 
 
-GPT2_SIZES = {"vocab_size": VOCABULARY, "n_embd": WIDTH, "n_layer": 3, "n_head": 4, "n_positions": 128}
+def _gpt2(name: str, **fields: Any) -> SmallModel:
+    sizes = {"vocab_size": VOCABULARY, "n_embd": WIDTH, "n_layer": 3, "n_head": 4, "n_positions": 128}
+    ids = {"bos_token_id": 1, "eos_token_id": 2}
+    return _small(name, "GPT2", sizes | ids | {"older": {"n_ctx": 128}} | fields)
+
+
+NO_WINDOW = {"window": 0}
+FOLDERS_ONLY = "the converter does not know it"
 ALL = (
     _llama("llama"),
-    _rope("llama, linear", factor=4.0),
-    _rope("llama, dynamic", factor=2.0, length=True),
-    _rope("llama, yarn", factor=4.0, original_max_position_embeddings=24),
-    _rope(
-        "llama, llama3",
-        factor=8.0,
-        low_freq_factor=1.0,
-        high_freq_factor=4.0,
-        original_max_position_embeddings=24,
-    ),
-    _rope("llama, longrope", original_max_position_embeddings=24, length=True, **LONG),
-    _llama("mistral", "Mistral", sliding_window=20),
+    _rope("llama, linear", {"factor": 4.0}),
+    _rope("llama, dynamic", {"factor": 2.0}, length=True, refused="GGUF has no such rule"),
+    _rope("llama, yarn", {"factor": 4.0, ORIGINAL: 24}),
+    _rope("llama, llama3", {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, ORIGINAL: 24}),
+    _rope("llama, longrope", {ORIGINAL: 24, **LONG}, length=True, refused="written for Phi 3 alone"),
+    _llama("mistral", "Mistral", sliding_window=20, lost=NO_WINDOW),
     _llama("smollm3", "SmolLM3", num_hidden_layers=4, use_sliding_window=False),
-    _llama("qwen2", "Qwen2", use_sliding_window=True, sliding_window=20, max_window_layers=1),
+    _llama("qwen2", "Qwen2", use_sliding_window=True, sliding_window=20, max_window_layers=1, lost=NO_WINDOW),
     _llama("qwen3", "Qwen3", head_dim=32),
     _llama("gemma", "Gemma", head_dim=32),
     _llama(
@@ -92,16 +109,18 @@ ALL = (
         query_pre_attn_scalar=24,
         attn_logit_softcapping=3.0,
         final_logit_softcapping=5.0,
+        lost={"scale": 32**-0.5},
     ),
     _llama(
         "gemma3",
         "Gemma3Text",
+        num_hidden_layers=6,
         head_dim=32,
         sliding_window=20,
         query_pre_attn_scalar=24,
-        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        lost={"scale": 32**-0.5},
     ),
-    _llama("phi3", "Phi3", sliding_window=20),
+    _llama("phi3", "Phi3", sliding_window=20, older={ORIGINAL: CONTEXT}),
     _llama(
         "phi3, longrope",
         "Phi3",
@@ -111,9 +130,9 @@ ALL = (
         num_key_value_heads=1,
         rope_parameters={
             "rope_type": "longrope",
-            "rope_theta": 10_000.0,
+            "rope_theta": 1e4,
             "partial_rotary_factor": 0.5,
-            "original_max_position_embeddings": 24,
+            ORIGINAL: 24,
             **LONG,
         },
     ),
@@ -124,12 +143,7 @@ ALL = (
         sliding_window=20,
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
         rope_parameters={
-            "full_attention": {
-                "rope_type": "yarn",
-                "rope_theta": 10_000.0,
-                "factor": 4.0,
-                "original_max_position_embeddings": 24,
-            },
+            "full_attention": {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, ORIGINAL: 24},
             "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
         },
     ),
@@ -141,39 +155,52 @@ ALL = (
         residual_multiplier=0.4,
         logits_scaling=2.0,
     ),
-    _llama("starcoder2", "Starcoder2", sliding_window=20),
-    _ungrouped("gpt_neox", "GPTNeoX"),
-    _ungrouped("gpt_neox, one after the other", "GPTNeoX", use_parallel_residual=False),
-    SmallModel("gpt2", "GPT2", GPT2_SIZES),
-    SmallModel("gpt2, scaled by layer", "GPT2", GPT2_SIZES | {"scale_attn_by_inverse_layer_idx": True}),
-    _ungrouped("opt", "OPT", ffn_dim=96, word_embed_proj_dim=WIDTH, max_position_embeddings=128),
-    _falcon("falcon"),
+    _llama("starcoder2", "Starcoder2", sliding_window=20, lost=NO_WINDOW),
+    _ungrouped("gpt_neox", "GPTNeoX", older={"rotary_pct": 0.25}),
+    _ungrouped("gpt_neox, one after the other", "GPTNeoX", use_parallel_residual=False, older={"rotary_pct": 0.25}),
+    _gpt2("gpt2"),
+    _gpt2("gpt2, scaled by layer", scale_attn_by_inverse_layer_idx=True, lost={"scale": 0.25}),
+    _ungrouped("opt", "OPT", ffn_dim=96, word_embed_proj_dim=WIDTH, max_position_embeddings=128, refused=FOLDERS_ONLY),
+    _falcon("falcon", older={"num_kv_heads": None}),
     _falcon("falcon, grouped", new_decoder_architecture=True, num_kv_heads=2),
     _falcon("falcon, grouped with one norm", new_decoder_architecture=True, num_kv_heads=2, num_ln_in_parallel_attn=1),
-    _falcon("falcon, one after the other", multi_query=False, parallel_attn=False, bias=True),
-    _llama("mixtral", "Mixtral", num_local_experts=6, num_experts_per_tok=2, sliding_window=20),
-    SmallModel(
-        "mixtral, skewed", "Mixtral", LLAMA_SIZES | {"num_local_experts": 6, "num_experts_per_tok": 2}, skewed=True
+    _falcon("falcon, one after the other", multi_query=False, parallel_attn=False, bias=True, refused=FOLDERS_ONLY),
+    _llama("mixtral", "Mixtral", num_local_experts=6, num_experts_per_tok=2, sliding_window=20, lost=NO_WINDOW),
+    _llama("mixtral, skewed", "Mixtral", num_local_experts=6, num_experts_per_tok=2, skewed=True),
+    _llama("qwen2_moe", "Qwen2Moe", shared_expert_intermediate_size=48, **EXPERTS),
+    _llama(
+        "qwen2_moe, one layer without",
+        "Qwen2Moe",
+        shared_expert_intermediate_size=48,
+        mlp_only_layers=[1],
+        refused=FOLDERS_ONLY,
+        **EXPERTS,
     ),
-    _llama("qwen2_moe", "Qwen2Moe", shared_expert_intermediate_size=48, mlp_only_layers=[1], **EXPERTS),
     _llama(
         "qwen2_moe, every second",
         "Qwen2Moe",
         shared_expert_intermediate_size=48,
         decoder_sparse_step=2,
         norm_topk_prob=True,
+        refused=FOLDERS_ONLY,
         **EXPERTS,
     ),
     _llama(
-        "qwen3_moe", "Qwen3Moe", head_dim=32, norm_topk_prob=True, use_sliding_window=True, sliding_window=20, **EXPERTS
+        "qwen3_moe",
+        "Qwen3Moe",
+        head_dim=32,
+        norm_topk_prob=True,
+        use_sliding_window=True,
+        sliding_window=20,
+        lost=NO_WINDOW,
+        **EXPERTS,
     ),
     _llama("olmoe", "Olmoe", num_experts=6, num_experts_per_tok=2),
 )
 BY_NAME = {model.name: model for model in ALL}
 
 
-def text(count: int = TOKENS) -> list[int]:
-    return [int(token) for token in np.random.default_rng(7).integers(3, VOCABULARY, count)]
+IDS = [int(token) for token in np.random.default_rng(7).integers(3, VOCABULARY, TOKENS)]
 
 
 def save(model: SmallModel, folder: Path) -> Any:

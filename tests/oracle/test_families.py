@@ -7,50 +7,24 @@ the figures.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from puna.kernels.cpu import paths
-from puna.models.load import LoadedModel, load_model
 from puna.models.spec import RopeSpec
 
 torch = pytest.importorskip("torch", reason="the extra `oracle` is not installed")
 transformers = pytest.importorskip("transformers", reason="the extra `oracle` is not installed")
 
-from tests.oracle.running import F32, changed, deviation, logits, native  # noqa: E402
-from tests.oracle.small_models import BY_NAME, answer, save, text  # noqa: E402
+from tests.oracle.running import changed, deviation, logits, native  # noqa: E402
+from tests.oracle.small_models import BY_NAME, IDS  # noqa: E402
 
 pytestmark = [pytest.mark.oracle]
 
 CLOSE = 1e-3
 FAR = 1e-2
-IDS = text()
-
-
-@dataclass(frozen=True)
-class Answered:
-    """A model as Puna opened it, and what transformers' own says to the text."""
-
-    model: LoadedModel
-    wanted: F32
-    made: Any
-
-
-@pytest.fixture(scope="module")
-def answered(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    @cache
-    def of(name: str) -> Answered:
-        small = BY_NAME[name]
-        folder: Path = tmp_path_factory.mktemp("small") / "model"
-        made = save(small, folder)
-        return Answered(load_model(folder, length=len(IDS) if small.length else 0), answer(made, IDS), made)
-
-    return of
 
 
 @pytest.mark.parametrize("name", BY_NAME)

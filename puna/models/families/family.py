@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from puna.kernels.program import Activation
 from puna.models.facts import MAX_HEAD_DIM, MAX_HEADS, MAX_LENGTH, MAX_WIDTH, Facts
 from puna.models.spec import (
@@ -169,6 +171,19 @@ def pre_norm_layer(
     name = "experts" if isinstance(feeds, ExpertsSpec) else "feed_forward"
     branches = (BranchSpec("attention", attends, norm, factor=factor), BranchSpec(name, feeds, norm, factor=factor))
     return LayerSpec(branches, parallel)
+
+
+def windowed_layers(facts: Facts, layers: int, window: int, global_every: int) -> list[int]:
+    """The window of each layer, 0 for those that see everything: as the file lists them, else every so manieth layer
+    sees everything."""
+    kinds = facts.values.get("layer_types")
+    if facts.is_gguf:
+        kinds = facts.values.get(f"{facts.prefix}.attention.sliding_window_pattern")
+        kinds = kinds.tolist() if isinstance(kinds, np.ndarray) else kinds
+        global_every = kinds if type(kinds) is int and kinds > 0 else global_every
+    if isinstance(kinds, list) and len(kinds) == layers:
+        return [window if kind in (True, "sliding_attention") else 0 for kind in kinds]
+    return [0 if (layer + 1) % global_every == 0 else window for layer in range(layers)]
 
 
 def has_tensor(facts: Facts, sources: Mapping[str, Source], weight: str) -> bool:

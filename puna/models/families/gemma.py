@@ -21,6 +21,7 @@ from puna.models.families.family import (
     model_spec,
     read_activation,
     read_sizes,
+    windowed_layers,
 )
 from puna.models.families.tables import config_sources, gguf_sources
 from puna.models.rope import read_rope
@@ -92,11 +93,8 @@ def _windows(facts: Facts, layers: int, family: str) -> list[int]:
     if family == "gemma":
         return [0] * layers
     window = facts.integer("window", 4096, least=0, most=MAX_LENGTH)
-    kinds = facts.values.get("layer_types")
-    if isinstance(kinds, list) and len(kinds) == layers:
-        return [window if kind == "sliding_attention" else 0 for kind in kinds]
     every = GLOBAL_EVERY[family] if facts.is_gguf else facts.integer("sliding_window_pattern", GLOBAL_EVERY[family])
-    return [0 if (layer + 1) % every == 0 else window for layer in range(layers)]
+    return windowed_layers(facts, layers, window, every)
 
 
 def _ropes(facts: Facts, sizes: Sizes, family: str) -> tuple[RopeSpec, RopeSpec]:
@@ -104,7 +102,7 @@ def _ropes(facts: Facts, sizes: Sizes, family: str) -> tuple[RopeSpec, RopeSpec]
     rope = read_rope(facts, sizes.head_dim, sizes.length, base=GLOBAL_BASE[family], layer_type="full_attention")
     if family != "gemma3":
         return rope, rope
-    base = LOCAL_BASE
+    base = facts.number("rope.freq_base_swa", LOCAL_BASE) if facts.is_gguf else LOCAL_BASE
     if not facts.is_gguf:
         parameters = facts.part("rope_parameters")
         local = parameters.part("sliding_attention") if parameters else None

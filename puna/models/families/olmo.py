@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-
 from puna.models.facts import MAX_LENGTH, Facts
 from puna.models.families.experts import PROJECTIONS, config_experts, expert_count, experts, gguf_experts
 from puna.models.families.family import (
@@ -21,6 +19,7 @@ from puna.models.families.family import (
     pre_norm_layer,
     read_activation,
     read_sizes,
+    windowed_layers,
 )
 from puna.models.families.tables import config_sources, gguf_sources
 from puna.models.rope import read_rope
@@ -42,7 +41,8 @@ def read_olmo2(facts: Facts, length: int) -> Reading:
         )
     )
     norm = NormSpec("rms", facts.number("rms_eps", 1e-5))
-    windows = _windows(facts, sizes.layers)
+    window = facts.integer("window", 0, least=0, most=MAX_LENGTH)
+    windows = windowed_layers(facts, sizes.layers, window, GLOBAL_EVERY)
     base = OLMO3_BASE if any(windows) else 10_000.0
     rope = read_rope(facts, sizes.head_dim, sizes.length, base=base, layer_type="full_attention")
     activation = read_activation(facts, "silu", "hidden_act")
@@ -92,18 +92,6 @@ def read_olmoe(facts: Facts, length: int) -> Reading:
 
 OLMO2 = Family("olmo2", ("olmo2",), ("olmo2", "olmo3"), read_olmo2)
 OLMOE = Family("olmoe", ("olmoe",), ("olmoe",), read_olmoe)
-
-
-def _windows(facts: Facts, layers: int) -> list[int]:
-    """0 for layers that see everything: all of OLMo 2."""
-    window = facts.integer("window", 0, least=0, most=MAX_LENGTH)
-    kinds = facts.values.get("layer_types")
-    if facts.is_gguf:
-        kinds = facts.values.get("olmo2.attention.sliding_window_pattern")
-        kinds = kinds.tolist() if isinstance(kinds, np.ndarray) else kinds
-    if isinstance(kinds, list) and len(kinds) == layers:
-        return [window if kind in (True, "sliding_attention") else 0 for kind in kinds]
-    return [0 if (layer + 1) % GLOBAL_EVERY == 0 else window for layer in range(layers)]
 
 
 def _unstretched(rope: RopeSpec) -> RopeSpec:
