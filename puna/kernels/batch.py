@@ -111,6 +111,19 @@ class StepOutput:
     top_logprobs: F32
     logits: F32 | None
 
+    @classmethod
+    def blank(cls, samples: SampleRows, logits: F32 | None = None) -> StepOutput:
+        """Arrays of these rows' shapes, padded, to be written into; tokens hold nothing yet."""
+        count, best = len(samples.index), max(0, int(samples.num_logprobs.max(initial=0)))
+        return cls(
+            tokens=np.empty(count, np.int32),
+            logprob=np.zeros(count, np.float32),
+            rank=np.zeros(count, np.int32),
+            top_ids=np.full((count, best), -1, np.int32),
+            top_logprobs=np.full((count, best), -np.inf, np.float32),
+            logits=logits,
+        )
+
 
 @dataclass(frozen=True)
 class KVConfig:

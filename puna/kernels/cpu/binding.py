@@ -211,17 +211,8 @@ class NativeInterpreter:
 
     def _first(self, batch: StepBatch) -> StepOutput:
         s = batch.samples
-        count = len(s.index)
-        best = max(0, int(s.num_logprobs.max(initial=0)))
-        logits = np.empty((count, self.program.vocab_size), np.float32) if batch.want_logits else None
-        out = StepOutput(
-            tokens=np.empty(count, np.int32),
-            logprob=np.zeros(count, np.float32),
-            rank=np.zeros(count, np.int32),
-            top_ids=np.full((count, best), -1, np.int32),
-            top_logprobs=np.full((count, best), -np.inf, np.float32),
-            logits=logits,
-        )
+        logits = np.empty((len(s.index), self.program.vocab_size), np.float32) if batch.want_logits else None
+        out = StepOutput.blank(s, logits)
         try:
             self._core.step(
                 batch.token_ids,

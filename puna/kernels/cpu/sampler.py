@@ -5,8 +5,6 @@ In a step it runs inside the native call, where the logits are; see `puna.kernel
 
 from __future__ import annotations
 
-import numpy as np
-
 from puna.errors import InputError
 from puna.kernels.batch import F32, SampleRows, StepOutput
 from puna.kernels.cpu import _native
@@ -24,15 +22,7 @@ class NativeSampler:
     def sample(self, logits: F32, rows: SampleRows) -> StepOutput:
         """Samples or scores `rows` of `logits`, float32 [any, vocab], which are worked on in place and left as they
         were; each is chosen once. InputError where an index leaves its range."""
-        count, best = len(rows.index), max(0, int(rows.num_logprobs.max(initial=0)))
-        out = StepOutput(
-            tokens=np.empty(count, np.int32),
-            logprob=np.zeros(count, np.float32),
-            rank=np.zeros(count, np.int32),
-            top_ids=np.full((count, best), -1, np.int32),
-            top_logprobs=np.full((count, best), -np.inf, np.float32),
-            logits=None,
-        )
+        out = StepOutput.blank(rows)
         try:
             self._core.sample(logits, rows, out.tokens, out.logprob, out.rank, out.top_ids, out.top_logprobs)
         except ValueError as error:

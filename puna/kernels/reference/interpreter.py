@@ -149,16 +149,8 @@ class ReferenceInterpreter:
 
     def _sample(self, batch: StepBatch, logits: F32) -> StepOutput:
         rows = batch.samples
-        count = len(rows.index)
-        best = max(0, int(rows.num_logprobs.max(initial=0)))
-        out = StepOutput(
-            tokens=np.array([choose(logits[s], rows, s) for s in range(count)], np.int32),
-            logprob=np.zeros(count, np.float32),
-            rank=np.zeros(count, np.int32),
-            top_ids=np.full((count, best), -1, np.int32),
-            top_logprobs=np.full((count, best), -np.inf, np.float32),
-            logits=logits.copy() if batch.want_logits else None,
-        )
+        out = StepOutput.blank(rows, logits.copy() if batch.want_logits else None)
+        out.tokens[:] = [choose(logits[s], rows, s) for s in range(len(rows.index))]
         for s in np.flatnonzero((rows.num_logprobs >= 0) & (out.tokens >= 0)):
             logprobs, token, k = raw_logprobs(logits[s]), out.tokens[s], int(rows.num_logprobs[s])
             out.logprob[s] = logprobs[token]
