@@ -16,18 +16,9 @@ from hypothesis import strategies as st
 from puna.errors import ModelFileError, ModelNotFoundError, PunaError
 from puna.kernels.reference.dequantize import dequantize
 from puna.models.safetensors import read_safetensors
+from tests.models.folders import part_bytes
 
 CONFIG = {"model_type": "llama", "hidden_size": 8}
-
-
-def part_bytes(tensors: dict[str, np.ndarray[Any, Any]]) -> bytes:
-    header, data = {}, b""
-    for name, values in tensors.items():
-        span = [len(data), len(data) + values.nbytes]
-        header[name] = {"dtype": "F32", "shape": list(values.shape), "data_offsets": span}
-        data += values.tobytes()
-    text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
-    return struct.pack("<Q", len(text)) + text + data
 
 
 def matrix(rows: int) -> np.ndarray[Any, Any]:
