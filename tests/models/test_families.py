@@ -51,6 +51,7 @@ def weight(model: LoadedModel, name: str) -> F32:
         ({"model_type": "gpt_neox", "rotary_pct": 3.0}, "'rotary_pct' is 3.0"),
         ({"model_type": "gpt2", "activation_function": "snake"}, "'activation_function' is 'snake'; supported"),
         ({"model_type": "granite", "residual_multiplier": 0}, "'residual_multiplier' is 0"),
+        ({"model_type": "stablelm", "qk_layernorm": True}, "weights of each head's own"),
         ({"model_type": "mamba"}, "'mamba'; Puna knows: falcon"),
     ],
 )

@@ -165,6 +165,8 @@ ALL = (
     _falcon("falcon, grouped", new_decoder_architecture=True, num_kv_heads=2),
     _falcon("falcon, grouped with one norm", new_decoder_architecture=True, num_kv_heads=2, num_ln_in_parallel_attn=1),
     _falcon("falcon, one after the other", multi_query=False, parallel_attn=False, bias=True, refused=FOLDERS_ONLY),
+    _llama("stablelm", "StableLm", use_qkv_bias=True),
+    _llama("stablelm, beside each other", "StableLm", use_parallel_residual=True),
     _llama("mixtral", "Mixtral", num_local_experts=6, num_experts_per_tok=2, sliding_window=20, lost=NO_WINDOW),
     _llama("mixtral, skewed", "Mixtral", num_local_experts=6, num_experts_per_tok=2, skewed=True),
     _llama("qwen2_moe", "Qwen2Moe", shared_expert_intermediate_size=48, **EXPERTS),

@@ -16,6 +16,7 @@ from puna.models.families import (
     opt,
     phi,
     qwen,
+    stablelm,
     starcoder2,
 )
 from puna.models.families.family import Family
@@ -39,6 +40,7 @@ FAMILIES: tuple[Family, ...] = (
     gpt2.FAMILY,
     opt.FAMILY,
     falcon.FAMILY,
+    stablelm.FAMILY,
 )
 BY_GGUF_NAME = {name: family for family in FAMILIES for name in family.gguf}
 BY_CONFIG_NAME = {name: family for family in FAMILIES for name in family.config}
