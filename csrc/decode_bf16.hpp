@@ -45,7 +45,7 @@ struct Q8Rows {
   static inline const uint8_t* decode(const uint8_t* group, uint8_t* out);
 };
 struct Bf16Rows {
-  static constexpr size_t GROUP_BYTES = BF16_GROUP_BYTES;
+  static constexpr size_t GROUP_BYTES = HALF_GROUP_BYTES;
   static inline const uint8_t* decode(const uint8_t* group, uint8_t*) { return group; }
 };
 

@@ -114,7 +114,7 @@ void Executor::plan(OpList& list) {
       continue;
     }
     const int input = static_cast<int>(op.ints[0]), output = static_cast<int>(op.ints[1]);
-    if (weights_[static_cast<size_t>(op.ints[2])]->matrix.layout != Layout::float32 && rounded != input) {
+    if (takes_rounded(weights_[static_cast<size_t>(op.ints[2])]->matrix.layout) && rounded != input) {
       rows_stage().rounded = rounded = input;
     }
     bool together = !list.stages.empty() && list.stages.back().kind == Stage::linears;

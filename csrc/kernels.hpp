@@ -13,7 +13,12 @@ namespace puna {
 constexpr int GROUP = 32;  // values along K that share a scale
 constexpr int PANEL = 32;  // output rows that are packed together
 
-enum class Layout { float32, q4, q8, q4_rows, q8_rows, bf16_rows };
+enum class Layout { float32, f16, bf16, q4, q8, q4_rows, q8_rows, bf16_rows };
+
+// Whether products of a layout take rows that were rounded before; the others take float32 as it is.
+inline bool takes_rounded(Layout layout) {
+  return layout != Layout::float32 && layout != Layout::f16 && layout != Layout::bf16;
+}
 
 // A packed matrix [out_features, in_features]; see packing.hpp for the bytes.
 struct Matrix {
@@ -72,8 +77,8 @@ struct QuantizedRows {
 
 struct LinearArgs {
   const Matrix* matrix;
-  const float* x;           // [rows, in_features], float32 layout
-  QuantizedRows quantized;  // integer layouts
+  const float* x;           // [rows, in_features], layouts of real numbers
+  QuantizedRows quantized;  // where the layout takes_rounded
   int64_t rows;
   const float* bias;  // [out_features] or null
   float* out;         // [rows, out_stride]

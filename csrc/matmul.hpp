@@ -9,66 +9,17 @@
 #pragma once
 
 #include "kernels.hpp"
+#include "matmul_float.hpp"
 #include "packing.hpp"
+#include "panel_rows.hpp"
 #include "simd.hpp"
 
 namespace puna::PUNA_NS {
-
-// The arrays of a tile live in registers only when every loop over them is unrolled.
-#if defined(__clang__)
-#define PUNA_UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define PUNA_UNROLL _Pragma("GCC unroll 16")
-#endif
-
-constexpr size_t PREFETCH_BYTES = 2048;  // ahead of where a panel is read first
-
-static inline void prefetch(const uint8_t* p) { __builtin_prefetch(p, 0, 3); }
 
 static inline int32_t four_bytes(const int8_t* p) {
   int32_t value;
   std::memcpy(&value, p, sizeof value);
   return value;
-}
-
-static inline void store_panel(const LinearArgs& a, int64_t panel, int64_t token, VF low, VF high) {
-  const int64_t n = panel * PANEL;
-  float* out = a.out + token * a.out_stride + n;
-  const int64_t left = a.matrix->out_features - n;
-  if (left >= PANEL) {
-    if (a.bias) low = add(low, load(a.bias + n)), high = add(high, load(a.bias + n + LANES));
-    if (a.accumulate) low = add(load(out), low), high = add(load(out + LANES), high);
-    store(out, low);
-    store(out + LANES, high);
-    return;
-  }
-  float values[PANEL];
-  store(values, low);
-  store(values + LANES, high);
-  for (int64_t i = 0; i < left; ++i) {
-    const float value = a.bias ? values[i] + a.bias[n + i] : values[i];
-    out[i] = a.accumulate ? out[i] + value : value;
-  }
-}
-
-template <int TOKENS>
-static inline void float_tile(const LinearArgs& a, int64_t panel, int64_t token) {
-  const int64_t width = a.matrix->in_features;
-  const float* w = reinterpret_cast<const float*>(a.matrix->panels + static_cast<size_t>(panel) * a.matrix->panel_bytes);
-  VF sum[TOKENS][2];
-  for (int t = 0; t < TOKENS; ++t) sum[t][0] = sum[t][1] = zero();
-  for (int64_t step = 0; step < width; ++step) {
-    int64_t k = step + a.first_group * GROUP;
-    if (k >= width) k -= width;
-    const VF low = load(w + k * PANEL);
-    const VF high = load(w + k * PANEL + LANES);
-    for (int t = 0; t < TOKENS; ++t) {
-      const VF x = set1(a.x[(token + t) * width + k]);
-      sum[t][0] = fma(low, x, sum[t][0]);
-      sum[t][1] = fma(high, x, sum[t][1]);
-    }
-  }
-  for (int t = 0; t < TOKENS; ++t) store_panel(a, panel, token + t, sum[t][0], sum[t][1]);
 }
 
 // Dot products of one half panel (16 rows) and one group with the integers of one token.
@@ -219,26 +170,27 @@ static inline void integer_tile(const LinearArgs& a, int64_t panel, const TokenT
   }
 }
 
-static void float_rows(const LinearArgs& a, int64_t panel, int64_t row, int64_t end) {
-  for (; row + 4 <= end; row += 4) float_tile<4>(a, panel, row);
-  for (; row + 2 <= end; row += 2) float_tile<2>(a, panel, row);
-  for (; row < end; ++row) float_tile<1>(a, panel, row);
+template <class Format>
+static void integer_panels(const LinearArgs& a, const LinearPart& part) {
+  for (int64_t panel = part.panel; panel < part.panel_end; ++panel) {
+    for (int64_t row = part.row; row < part.row_end;) {
+      const TokenTile tile = tile_of(row, a.rows, MOST_TOKENS);
+      integer_tile<Format>(a, panel, tile, row == part.row);
+      row = tile.first + tile.size;
+    }
+  }
 }
 
 static void linear(const LinearArgs& a, const LinearPart& part) {
-  for (int64_t panel = part.panel; panel < part.panel_end; ++panel) {
-    if (a.matrix->layout == Layout::float32) {
-      float_rows(a, panel, part.row, part.row_end);
-      continue;
-    }
-    for (int64_t row = part.row; row < part.row_end;) {
-      const TokenTile tile = tile_of(row, a.rows, MOST_TOKENS);
-      if (a.matrix->layout == Layout::q4)
-        integer_tile<Q4>(a, panel, tile, row == part.row);
-      else
-        integer_tile<Q8>(a, panel, tile, row == part.row);
-      row = tile.first + tile.size;
-    }
+  switch (a.matrix->layout) {
+    case Layout::float32: return float_panels<Single>(a, part);
+    case Layout::f16: return float_panels<Half>(a, part);
+    case Layout::bf16: return float_panels<BFloat>(a, part);
+    case Layout::q4: return integer_panels<Q4>(a, part);
+    case Layout::q8: return integer_panels<Q8>(a, part);
+    case Layout::q4_rows:
+    case Layout::q8_rows:
+    case Layout::bf16_rows: return;  // of matmul_amx.hpp
   }
 }
 

@@ -28,14 +28,15 @@ static inline uint16_t float_to_bf16(float value) {
   return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
+// Without a branch, so that loops over it become vector code. A subnormal half is a fraction of its least normal one.
 static inline float half_to_float(uint16_t h) {
-  const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16;
-  const uint32_t exponent = (h >> 10) & 31u;
-  const uint32_t mantissa = h & 1023u;
-  if (exponent == 31) return bits_to_float(sign | 0x7f800000u | (mantissa << 13));
-  if (exponent != 0) return bits_to_float(sign | ((exponent + 112) << 23) | (mantissa << 13));
-  const float magnitude = static_cast<float>(mantissa) * 5.9604644775390625e-08f;  // subnormal: mantissa * 2^-24
-  return sign ? -magnitude : magnitude;
+  constexpr uint32_t ONE = 1u << 23;  // one step of the exponent
+  const int32_t magnitude = (h & 0x7fff) << 13;
+  const uint32_t moved = static_cast<uint32_t>(magnitude) + 112u * ONE;
+  const uint32_t tiny = float_to_bits(bits_to_float(moved + ONE) - bits_to_float(113u * ONE));
+  const uint32_t above = magnitude >= 0x0f800000 ? 112u * ONE : 0u;  // infinities and NaNs
+  const uint32_t bits = magnitude < 0x00800000 ? tiny : moved + above;
+  return bits_to_float(bits | static_cast<uint32_t>(h & 0x8000) << 16);
 }
 
 // Nearest, ties to even; what is too large becomes the largest finite half, a NaN stays a NaN.

@@ -86,7 +86,7 @@ void Executor::run_linears(const OpList& list, const Stage& stage, std::vector<F
       part.panel_end = std::min(jobs[job].matrix->panel_count(), panel + last - first);
       if (stage.logits) part.panel_end = std::min(part.panel_end, panel + PANELS_A_TILE);
       LinearArgs args = jobs[job];
-      if (args.matrix->layout != Layout::float32) args.quantized = rounded_.for_thread(*kernels_, thread);
+      if (takes_rounded(args.matrix->layout)) args.quantized = rounded_.for_thread(*kernels_, thread);
       kernels_->linear(args, part);
       if (stage.logits) take_maxima(args, part);
       first += part.panel_end - part.panel;

@@ -96,7 +96,11 @@ void pack_q8_rows(const uint8_t* row, int64_t groups, int lane, uint8_t* panel) 
 
 void pack_bf16_row(const float* row, int64_t width, int lane, uint8_t* panel) {
   for (int64_t k = 0; k < width; ++k)
-    write_u16(panel + k / GROUP * static_cast<int64_t>(BF16_GROUP_BYTES) + 2 * (lane * GROUP + k % GROUP), float_to_bf16(row[k]));
+    write_u16(panel + k / GROUP * static_cast<int64_t>(HALF_GROUP_BYTES) + 2 * (lane * GROUP + k % GROUP), float_to_bf16(row[k]));
+}
+
+void pack_half_row(const uint8_t* row, int64_t width, int lane, uint8_t* panel) {
+  for (int64_t k = 0; k < width; ++k) std::memcpy(panel + 2 * (k * PANEL + lane), row + 2 * k, 2);
 }
 
 void unpack_q4_row(const uint8_t* panel, int64_t groups, int lane, float* out) {
@@ -139,7 +143,7 @@ void unpack_q8_rows(const uint8_t* panel, int64_t groups, int lane, float* out) 
 
 void unpack_bf16_row(const uint8_t* panel, int64_t width, int lane, float* out) {
   for (int64_t k = 0; k < width; ++k)
-    out[k] = bf16_to_float(read_u16(panel + k / GROUP * static_cast<int64_t>(BF16_GROUP_BYTES) + 2 * (lane * GROUP + k % GROUP)));
+    out[k] = bf16_to_float(read_u16(panel + k / GROUP * static_cast<int64_t>(HALF_GROUP_BYTES) + 2 * (lane * GROUP + k % GROUP)));
 }
 
 }  // namespace
@@ -194,14 +198,14 @@ void decode_row(FileType type, const uint8_t* p, int64_t width, float* out) {
 }
 
 Layout packed_layout(FileType type, bool integer, bool bf16) {
-  if (!integer) return Layout::float32;
+  const bool by_rows = integer && bf16;
   switch (type) {
-    case FileType::q4_0:
-    case FileType::q4_1: return bf16 ? Layout::q4_rows : Layout::q4;
-    case FileType::q8_0: return bf16 ? Layout::q8_rows : Layout::q8;
-    case FileType::f16:
-    case FileType::bf16: return bf16 ? Layout::bf16_rows : Layout::float32;
     case FileType::f32: return Layout::float32;
+    case FileType::f16: return by_rows ? Layout::bf16_rows : Layout::f16;
+    case FileType::bf16: return by_rows ? Layout::bf16_rows : Layout::bf16;
+    case FileType::q8_0: return by_rows ? Layout::q8_rows : integer ? Layout::q8 : Layout::float32;
+    case FileType::q4_0:
+    case FileType::q4_1: return by_rows ? Layout::q4_rows : integer ? Layout::q4 : Layout::float32;
   }
   throw std::logic_error("file type");
 }
@@ -213,7 +217,9 @@ size_t panel_bytes(Layout layout, int64_t in_features) {
     case Layout::q4_rows: return groups * Q4_GROUP_BYTES;
     case Layout::q8:
     case Layout::q8_rows: return groups * Q8_GROUP_BYTES;
-    case Layout::bf16_rows: return groups * BF16_GROUP_BYTES;
+    case Layout::f16:
+    case Layout::bf16:
+    case Layout::bf16_rows: return groups * HALF_GROUP_BYTES;
     case Layout::float32: return groups * F32_GROUP_BYTES;
   }
   throw std::logic_error("layout");
@@ -235,6 +241,8 @@ void pack_panels(FileType type, Layout layout, const uint8_t* data, int64_t out_
         case Layout::q8: pack_q8_row(source, groups, lane, panel); break;
         case Layout::q4_rows: pack_q4_rows(type, source, groups, lane, panel); break;
         case Layout::q8_rows: pack_q8_rows(source, groups, lane, panel); break;
+        case Layout::f16:
+        case Layout::bf16: pack_half_row(source, in_features, lane, panel); break;
         case Layout::bf16_rows:
           decode_row(type, source, in_features, row.data());
           pack_bf16_row(row.data(), in_features, lane, panel);
@@ -258,6 +266,12 @@ void unpack_row(const Matrix& matrix, int64_t row, float* out) {
     case Layout::q4_rows: return unpack_q4_rows(panel, matrix.groups(), lane, out);
     case Layout::q8_rows: return unpack_q8_rows(panel, matrix.groups(), lane, out);
     case Layout::bf16_rows: return unpack_bf16_row(panel, matrix.in_features, lane, out);
+    case Layout::f16:
+      for (int64_t k = 0; k < matrix.in_features; ++k) out[k] = half_to_float(read_u16(panel + 2 * (k * PANEL + lane)));
+      return;
+    case Layout::bf16:
+      for (int64_t k = 0; k < matrix.in_features; ++k) out[k] = bf16_to_float(read_u16(panel + 2 * (k * PANEL + lane)));
+      return;
     case Layout::float32:
       for (int64_t k = 0; k < matrix.in_features; ++k)
         std::memcpy(out + k, panel + sizeof(float) * static_cast<size_t>(k * PANEL + lane), sizeof(float));

@@ -3,6 +3,8 @@
 // A matrix is cut into panels of 32 output rows; a panel holds its groups of 32 inputs one after the other.
 //
 //   float32  group: 32 inputs x [32 rows of float32]
+//   f16      group: 32 inputs x [32 rows of two bytes]: an input is one line of 64 bytes
+//   bf16     likewise
 //   q4       group: | 32 x scale f16 | 32 x minimum f16 | half 0: 4 chunks | half 1: 4 chunks |       640 bytes
 //   q8       group: | 32 x scale f16 | half 0: 8 chunks | half 1: 8 chunks |                         1088 bytes
 //
@@ -30,7 +32,7 @@ namespace puna {
 
 constexpr size_t Q4_GROUP_BYTES = 2 * PANEL * 2 + PANEL * GROUP / 2;
 constexpr size_t Q8_GROUP_BYTES = PANEL * 2 + PANEL * GROUP;
-constexpr size_t BF16_GROUP_BYTES = 2 * PANEL * GROUP;
+constexpr size_t HALF_GROUP_BYTES = 2 * PANEL * GROUP;
 constexpr size_t F32_GROUP_BYTES = sizeof(float) * PANEL * GROUP;
 
 enum class FileType { f32, f16, bf16, q8_0, q4_0, q4_1 };
@@ -44,7 +46,7 @@ size_t row_bytes(FileType type, int64_t width);
 // Decodes one row exactly.
 void decode_row(FileType type, const uint8_t* data, int64_t width, float* out);
 
-// The layout a type is packed into: float32 unless `integer`, by rows for paths that multiply in bf16.
+// The layout a type is packed into: integers only where `integer`, by rows where the path multiplies in `bf16` then.
 Layout packed_layout(FileType type, bool integer, bool bf16);
 
 size_t panel_bytes(Layout layout, int64_t in_features);

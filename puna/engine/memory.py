@@ -106,9 +106,16 @@ def format_bytes(count: int) -> str:
 
 def _weight_bytes(config: EngineConfig, program: Program, weights: Mapping[str, RawTensor]) -> int:
     tensors = [weights[name] for name in program.weights()]
-    if config.backend == "reference" or config.compute == "float32":
+    if config.backend == "reference":
         return sum(4 * t.elements for t in tensors)
-    return int(sum(t.nbytes * (_QUANTISED_GROWTH if t.type.startswith("Q") else 1.0) for t in tensors))
+    return int(sum(_packed_bytes(t, exact=config.compute == "float32") for t in tensors))
+
+
+def _packed_bytes(tensor: RawTensor, *, exact: bool) -> float:
+    """Matrices that are not quantised take what they take in the file; `exact` decodes quantised ones to float32."""
+    if not tensor.type.startswith("Q"):
+        return tensor.nbytes
+    return 4 * tensor.elements if exact else tensor.nbytes * _QUANTISED_GROWTH
 
 
 def _work_bytes(config: EngineConfig, program: Program, max_model_len: int) -> int:

@@ -11,8 +11,10 @@ from puna.engine.config import EngineConfig
 from puna.engine.limits import MemoryLimit, memory_limits
 from puna.engine.memory import MemoryPlan, format_bytes, memory_table, plan_memory
 from puna.errors import MemoryBudgetError
-from puna.kernels.batch import kv_bytes_per_block
+from puna.kernels.batch import KVConfig, kv_bytes_per_block
+from puna.kernels.cpu import NativeInterpreter, paths
 from puna.models.load import load_model
+from tests.tiny import write_tiny_llama
 
 GIB = 1 << 30
 MEMINFO = "MemTotal:       16777216 kB\nMemFree: 10 kB\nMemAvailable:    8388608 kB\n"
@@ -126,6 +128,23 @@ def test_a_pool_that_does_not_fit_says_what_is_used_by_what_and_what_fits(tiny: 
 def test_a_model_that_does_not_fit_at_all_is_refused(tiny: Path) -> None:
     with pytest.raises(MemoryBudgetError, match=r"smaller model|kv_bytes="):
         plan(tiny, 100_000)
+
+
+@pytest.mark.parametrize("isa", paths())
+@pytest.mark.parametrize("compute", ["int8", "float32"])
+@pytest.mark.parametrize("types", [{"": "BF16"}, {"": "F16"}, {"": "Q4_1", "attn_q": "BF16", "token_embd": "F16"}])
+def test_packed_weights_fit_into_what_the_account_gives_them(
+    tmp_path: Path, types: dict[str, str], compute: str, isa: str
+) -> None:
+    """Weights of two bytes are counted, and kept, as two bytes on every path, with float32 sums too."""
+    path = write_tiny_llama(tmp_path / "halves.gguf", types=types, tied=False)
+    model = load_model(path)
+    rows = {row.name: row.bytes for row in plan(path, GIB, compute=compute, isa=isa).rows}
+    native = NativeInterpreter(model.program, model.weights, KVConfig(2), isa=isa, compute=compute)
+    assert native.packed_bytes <= 1.05 * rows["weights"]
+    if "Q4_1" not in types.values():
+        matrices = sum(t.nbytes for t in model.weights.values() if len(t.shape) == 2)
+        assert rows["weights"] <= 1.05 * matrices
 
 
 def test_the_account_can_be_printed(tiny: Path) -> None:
