@@ -41,7 +41,7 @@ int Executor::add_weight(const std::string& type_name, const uint8_t* raw, size_
   weight->width = width;
   if (matrix) {
     Matrix& m = weight->matrix;
-    m.layout = packed_layout(type, integer, kernels_->bf16);
+    m.layout = packed_layout(type, integer, kernels_->bf16, kernels_ != &portable_kernels);
     m.out_features = rows;
     m.in_features = width;
     m.panel_bytes = panel_bytes(m.layout, width);

@@ -197,11 +197,11 @@ void decode_row(FileType type, const uint8_t* p, int64_t width, float* out) {
   }
 }
 
-Layout packed_layout(FileType type, bool integer, bool bf16) {
+Layout packed_layout(FileType type, bool integer, bool bf16, bool halves) {
   const bool by_rows = integer && bf16;
   switch (type) {
     case FileType::f32: return Layout::float32;
-    case FileType::f16: return by_rows ? Layout::bf16_rows : Layout::f16;
+    case FileType::f16: return by_rows ? Layout::bf16_rows : halves ? Layout::f16 : Layout::float32;
     case FileType::bf16: return by_rows ? Layout::bf16_rows : Layout::bf16;
     case FileType::q8_0: return by_rows ? Layout::q8_rows : integer ? Layout::q8 : Layout::float32;
     case FileType::q4_0:

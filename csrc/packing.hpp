@@ -46,8 +46,9 @@ size_t row_bytes(FileType type, int64_t width);
 // Decodes one row exactly.
 void decode_row(FileType type, const uint8_t* data, int64_t width, float* out);
 
-// The layout a type is packed into: integers only where `integer`, by rows where the path multiplies in `bf16` then.
-Layout packed_layout(FileType type, bool integer, bool bf16);
+// The layout a type is packed into: integers only where `integer`, by rows where the path multiplies in `bf16` then,
+// and f16 as it is where the path has an instruction that widens `halves`.
+Layout packed_layout(FileType type, bool integer, bool bf16, bool halves);
 
 size_t panel_bytes(Layout layout, int64_t in_features);
 

@@ -108,14 +108,18 @@ def _weight_bytes(config: EngineConfig, program: Program, weights: Mapping[str, 
     tensors = [weights[name] for name in program.weights()]
     if config.backend == "reference":
         return sum(4 * t.elements for t in tensors)
-    return int(sum(_packed_bytes(t, exact=config.compute == "float32") for t in tensors))
+    from puna.kernels.cpu import settled_path
+
+    widened: tuple[str, ...] = ("F16",) if settled_path(config.isa) == "portable" else ()
+    widened += ("Q8_0", "Q4_0", "Q4_1") if config.compute == "float32" else ()
+    return int(sum(_packed_bytes(tensor, widened) for tensor in tensors))
 
 
-def _packed_bytes(tensor: RawTensor, *, exact: bool) -> float:
-    """Matrices that are not quantised take what they take in the file; `exact` decodes quantised ones to float32."""
-    if not tensor.type.startswith("Q"):
-        return tensor.nbytes
-    return 4 * tensor.elements if exact else tensor.nbytes * _QUANTISED_GROWTH
+def _packed_bytes(tensor: RawTensor, widened: tuple[str, ...]) -> float:
+    """`widened`: types that become float32; of the others those that are not quantised stay as they are in the file."""
+    if tensor.type in widened:
+        return 4 * tensor.elements
+    return tensor.nbytes * (_QUANTISED_GROWTH if tensor.type.startswith("Q") else 1.0)
 
 
 def _work_bytes(config: EngineConfig, program: Program, max_model_len: int) -> int:

@@ -142,7 +142,7 @@ def test_packed_weights_fit_into_what_the_account_gives_them(
     rows = {row.name: row.bytes for row in plan(path, GIB, compute=compute, isa=isa).rows}
     native = NativeInterpreter(model.program, model.weights, KVConfig(2), isa=isa, compute=compute)
     assert native.packed_bytes <= 1.05 * rows["weights"]
-    if "Q4_1" not in types.values():
+    if "Q4_1" not in types.values() and not ("F16" in types.values() and isa == "portable"):
         matrices = sum(t.nbytes for t in model.weights.values() if len(t.shape) == 2)
         assert rows["weights"] <= 1.05 * matrices
 

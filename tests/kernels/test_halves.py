@@ -94,6 +94,7 @@ def test_avx2_and_avx512_multiply_real_numbers_to_the_same_bits(kind: str) -> No
 @pytest.mark.parametrize("kind", HALVES)
 @pytest.mark.parametrize("compute", ["int8", "float32"])
 def test_halves_take_two_bytes_a_weight_once_packed(isa: str, kind: str, compute: str) -> None:
+    """But f16 on the portable path, which has no instruction to widen it: there it is widened once."""
     x = normal(6, 1, 320)
     half, single = (interpreter(raw("w", normal(5, 640, 320), t), x, isa, compute) for t in (kind, "F32"))
-    assert single.packed_bytes - half.packed_bytes == 640 * 320 * 2
+    assert single.packed_bytes - half.packed_bytes == (0 if (kind, isa) == ("F16", "portable") else 640 * 320 * 2)
