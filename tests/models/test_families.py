@@ -48,6 +48,9 @@ def weight(model: LoadedModel, name: str) -> F32:
         ({"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 5}, "is 5; .* from 1 to 4"),
         ({"model_type": "qwen3_moe"}, "'num_local_experts' is missing"),
         ({"model_type": "olmoe", "num_experts": 2**30}, "from 1 to 4096"),
+        ({"model_type": "olmoe", "num_experts": 4096}, "1 layers of 4096 experts cannot be in 5 tensors"),
+        ({"model_type": "gpt_neox", "num_attention_heads": 2, "head_dim": 16}, r"\(48, 16\); .* to have 96 rows"),
+        ({"model_type": "falcon", "num_attention_heads": 1, "head_dim": 4096}, r"is missing; .* 12288 rows"),
         ({"model_type": "gpt_neox", "rotary_pct": 3.0}, "'rotary_pct' is 3.0"),
         ({"model_type": "gpt2", "activation_function": "snake"}, "'activation_function' is 'snake'; supported"),
         ({"model_type": "granite", "residual_multiplier": 0}, "'residual_multiplier' is 0"),
@@ -62,6 +65,7 @@ def test_what_is_not_supported_is_refused_by_name(tmp_path: Path, config: dict[s
         more["num_experts_per_tok"] = 1
     embeddings = ("model.embed_tokens", "transformer.wte", "gpt_neox.embed_in", "model.decoder.embed_tokens")
     tensors = {f"{name}.weight": drawn(VOCABULARY, WIDTH) for name in embeddings}
+    tensors["gpt_neox.layers.0.attention.query_key_value.weight"] = drawn(3 * WIDTH, WIDTH)
     write_folder(tmp_path, sizes | more | config, tensors)
     with pytest.raises(ModelFileError, match=said):
         load_model(tmp_path)

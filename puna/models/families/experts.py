@@ -15,12 +15,21 @@ from puna.models.spec import ExpertsSpec
 from puna.models.weights import Source
 
 MAX_EXPERTS = 2**12
+TENSORS_SLACK = 8  # expert tensors are three an expert, but not every layer of a mixture has experts
 PARTS = ("gate", "up", "down")
 PROJECTIONS = {part: f"mlp.experts.{{e}}.{part}_proj.weight" for part in PARTS}  # Qwen's and OLMoE's names
 
 
 def expert_count(facts: Facts) -> int:
     return facts.integer("experts", most=MAX_EXPERTS)
+
+
+def count_apart(facts: Facts, layers: int) -> int:
+    """The count where each expert has tensors of its own, so that a file cannot claim many more than it has."""
+    count, tensors = expert_count(facts), len(facts.file.tensors)
+    if count * layers > TENSORS_SLACK * tensors:
+        facts.fail(f"{layers} layers of {count} experts cannot be in {tensors} tensors")
+    return count
 
 
 def experts(
@@ -41,15 +50,17 @@ def experts(
     )
 
 
-def config_experts(count: int, names: Mapping[str, str]) -> dict[str, Source]:
+def config_experts(facts: Facts, layers: int, names: Mapping[str, str]) -> dict[str, Source]:
     """`names`: of an expert's gate, up and down, each with {e} for its number."""
+    count = count_apart(facts, layers)
     return {f"experts.{part}": stacked_experts(name, count) for part, name in names.items()}
 
 
-def gguf_experts(facts: Facts, count: int) -> dict[str, Source]:
+def gguf_experts(facts: Facts, layers: int) -> dict[str, Source]:
     """What differs from the table of GGUF names: stacks made of single matrices, a shared gate without its one row."""
     tensors, found = facts.file.tensors, dict[str, Source]()
     if "blk.0.ffn_gate.0.weight" in tensors:
+        count = count_apart(facts, layers)
         found |= {f"experts.{part}": stacked_experts(f"ffn_{part}.{{e}}.weight", count) for part in PARTS}
     gate = tensors.get("blk.0.ffn_gate_inp_shexp.weight")
     if gate is not None and len(gate.shape) == 1:

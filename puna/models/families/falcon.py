@@ -21,7 +21,7 @@ from puna.models.families.family import (
     read_activation,
     read_sizes,
 )
-from puna.models.families.fused import gguf_heads, queries_keys_values
+from puna.models.families.fused import check_rows, gguf_heads, queries_keys_values
 from puna.models.families.tables import gguf_sources, laid_out
 from puna.models.rope import read_rope
 from puna.models.weights import Source
@@ -74,6 +74,7 @@ def _gguf_sources(facts: Facts, sizes: Sizes) -> dict[str, Source]:
 
 
 def _config_sources(facts: Facts, sizes: Sizes, parallel: bool) -> dict[str, Source]:
+    check_rows(facts, "transformer.h.0.self_attention.query_key_value.weight", sizes)
     heads = queries_keys_values(
         "self_attention.query_key_value", sizes.heads[0], sizes.kv_heads[0], sizes.head_dim, by_group=True
     )

@@ -43,6 +43,15 @@ def by_kind(heads: int, kv_heads: int, head_dim: int) -> tuple[int, ...]:
     return tuple(head * head_dim + row for head in (*queries, *keys, *values) for row in range(head_dim))
 
 
+def check_rows(facts: Facts, tensor: str, sizes: Sizes) -> None:
+    """Fails unless the tensor is there and has the rows of all heads; before as many are counted as a file claims."""
+    rows = (sizes.heads[0] + 2 * sizes.kv_heads[0]) * sizes.head_dim
+    found = facts.file.tensors.get(tensor)
+    if found is None or found.shape[:1] != (rows,):
+        shape = "missing" if found is None else f"of shape {found.shape}"
+        facts.fail(f"tensor {tensor!r} is {shape}; it holds queries, keys and values and has to have {rows} rows")
+
+
 def gguf_heads(facts: Facts, sizes: Sizes) -> dict[str, Source]:
     """GGUF files of families that fuse them: converters have put them by kind, or taken them apart."""
     if "blk.0.attn_qkv.weight" not in facts.file.tensors:

@@ -18,7 +18,7 @@ from puna.models.families.family import (
     read_activation,
     read_sizes,
 )
-from puna.models.families.fused import gguf_heads, queries_keys_values
+from puna.models.families.fused import check_rows, gguf_heads, queries_keys_values
 from puna.models.families.tables import gguf_sources, laid_out
 from puna.models.rope import read_rope
 from puna.models.weights import Source
@@ -71,6 +71,7 @@ FAMILY = Family("gpt_neox", ("gptneox",), ("gpt_neox",), read)
 def _sources(facts: Facts, sizes: Sizes) -> dict[str, Source]:
     if facts.is_gguf:
         return gguf_sources(sizes.layers, **gguf_heads(facts, sizes))
+    check_rows(facts, "gpt_neox.layers.0.attention.query_key_value.weight", sizes)
     heads = queries_keys_values(
         "attention.query_key_value", sizes.heads[0], sizes.kv_heads[0], sizes.head_dim, by_group=True
     )

@@ -8,7 +8,7 @@ for feed-forwards; its GGUF files call themselves llama, too.
 from __future__ import annotations
 
 from puna.models.facts import MAX_LENGTH, Facts
-from puna.models.families.experts import config_experts, expert_count, experts, gguf_experts
+from puna.models.families.experts import config_experts, experts, gguf_experts
 from puna.models.families.family import (
     Family,
     Reading,
@@ -56,11 +56,12 @@ FAMILY = Family("llama", ("llama", "smollm3"), ("llama", "mistral", "smollm3", "
 def _sources(facts: Facts, sizes: Sizes, routed: bool) -> dict[str, Source]:
     if not routed:
         return gguf_sources(sizes.layers) if facts.is_gguf else config_sources(sizes.layers)
-    count = expert_count(facts)
     if facts.is_gguf:
-        return gguf_sources(sizes.layers, **gguf_experts(facts, count))
+        return gguf_sources(sizes.layers, **gguf_experts(facts, sizes.layers))
     names = {ours: f"block_sparse_moe.experts.{{e}}.{theirs}.weight" for ours, theirs in MIXTRAL_EXPERTS.items()}
-    return config_sources(sizes.layers, experts__router="block_sparse_moe.gate.weight", **config_experts(count, names))
+    return config_sources(
+        sizes.layers, experts__router="block_sparse_moe.gate.weight", **config_experts(facts, sizes.layers, names)
+    )
 
 
 def _rotated_layers(facts: Facts, layers: int) -> list[bool]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from puna.models.facts import MAX_LENGTH, Facts
-from puna.models.families.experts import PROJECTIONS, config_experts, expert_count, experts, gguf_experts
+from puna.models.families.experts import PROJECTIONS, config_experts, experts, gguf_experts
 from puna.models.families.family import (
     Family,
     Reading,
@@ -74,11 +74,10 @@ def read_olmoe(facts: Facts, length: int) -> Reading:
     if facts.has("clip_qkv"):
         facts.fail("config.json: 'clip_qkv' (clipped queries, keys and values) is not supported")
     sizes = read_sizes(facts, length)
-    count = expert_count(facts)
     if facts.is_gguf:
-        sources = gguf_sources(sizes.layers, **gguf_experts(facts, count))
+        sources = gguf_sources(sizes.layers, **gguf_experts(facts, sizes.layers))
     else:
-        sources = config_sources(sizes.layers, **config_experts(count, PROJECTIONS))
+        sources = config_sources(sizes.layers, **config_experts(facts, sizes.layers, PROJECTIONS))
     norm = NormSpec("rms", facts.number("rms_eps", 1e-5))
     rope = read_rope(facts, sizes.head_dim, sizes.length)
     activation = read_activation(facts, "silu", "hidden_act")

@@ -8,7 +8,7 @@ experts of 3. Some layers of a mixture may have a plain feed-forward.
 from __future__ import annotations
 
 from puna.models.facts import MAX_LENGTH, Facts
-from puna.models.families.experts import PROJECTIONS, config_experts, expert_count, experts, gguf_experts
+from puna.models.families.experts import PROJECTIONS, config_experts, experts, gguf_experts
 from puna.models.families.family import (
     Family,
     Reading,
@@ -96,7 +96,6 @@ QWEN3_MOE = Family("qwen3_moe", ("qwen3moe",), ("qwen3_moe",), read_qwen3_moe)
 def _sources(facts: Facts, sizes: Sizes, family: str) -> dict[str, Source]:
     if family not in WITH_EXPERTS:
         return gguf_sources(sizes.layers) if facts.is_gguf else config_sources(sizes.layers)
-    count = expert_count(facts)
     if facts.is_gguf:
-        return gguf_sources(sizes.layers, **gguf_experts(facts, count))
-    return config_sources(sizes.layers, **config_experts(count, PROJECTIONS))
+        return gguf_sources(sizes.layers, **gguf_experts(facts, sizes.layers))
+    return config_sources(sizes.layers, **config_experts(facts, sizes.layers, PROJECTIONS))
