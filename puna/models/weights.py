@@ -59,7 +59,14 @@ class Stacked:
     of: tuple[Source, ...]
 
 
-Source = str | Rows | Picked | Turned | PlusOne | Stacked
+@dataclass(frozen=True)
+class Ones:
+    """So many ones, of no tensor at all: the weight of a norm that has none."""
+
+    count: int
+
+
+Source = str | Rows | Picked | Turned | PlusOne | Stacked | Ones
 
 
 class MissingTensorError(LookupError):
@@ -82,13 +89,18 @@ def find(file: ModelFile, source: Source) -> RawTensor:
             return _turned(file, find(file, source.of))
         case PlusOne():
             return _plus_one(file, find(file, source.of))
+        case Ones():
+            count = source.count
+            return MadeTensor("ones", "F32", (count,), lambda: np.ones(count, "<f4").view(np.uint8))
         case Stacked():
             return _stacked(file, [find(file, part) for part in source.of])
 
 
 def first_name(source: Source) -> str:
-    """A tensor that the source is made of, for messages."""
+    """A tensor that the source is made of, for messages; "" where it is made of none."""
     while not isinstance(source, str):
+        if isinstance(source, Ones):
+            return ""
         source = source.of[0] if isinstance(source, Stacked) else source.of
     return source
 

@@ -44,6 +44,7 @@ def weight(model: LoadedModel, name: str) -> F32:
         ({"model_type": "opt", "word_embed_proj_dim": 8}, "'word_embed_proj_dim' is 8 in a model of width 16"),
         ({"model_type": "opt", "layer_norm_elementwise_affine": False}, "'layer_norm_elementwise_affine' is false"),
         ({"model_type": "olmoe", "num_experts": 2, "clip_qkv": 8.0}, "'clip_qkv'"),
+        ({"model_type": "olmo", "clip_qkv": 8.0}, "clip_qkv.*clipped queries"),
         ({"model_type": "mixtral", "num_local_experts": 4}, "'num_experts_per_tok' is missing"),
         ({"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 5}, "is 5; .* from 1 to 4"),
         ({"model_type": "qwen3_moe"}, "'num_local_experts' is missing"),

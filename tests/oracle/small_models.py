@@ -136,6 +136,7 @@ ALL = (
             **LONG,
         },
     ),
+    _llama("olmo", "Olmo"),
     _llama("olmo2", "Olmo2"),
     _llama(
         "olmo3",

@@ -84,6 +84,7 @@ SWITCHES: list[tuple[str, str, dict[str, Any]]] = [
     ("phi3", "window", {"window": 0}),
     ("phi3, longrope", "scaling", {"rope": _plain}),
     ("phi3, longrope", "part of heads that rotates", {"frequency_factors": (), "dimensions": 32}),
+    ("olmo", "kind of norm", {"kind": "rms"}),
     ("olmo2", "normalised rows", {"query_key_norm": None}),
     ("olmo2", "norms after branches", {"norm_after": None}),
     ("olmo3", "window", {"window": 0}),

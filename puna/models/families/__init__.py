@@ -32,6 +32,7 @@ FAMILIES: tuple[Family, ...] = (
     gemma.GEMMA2,
     gemma.GEMMA3,
     phi.FAMILY,
+    olmo.OLMO1,
     olmo.OLMO2,
     olmo.OLMOE,
     granite.FAMILY,

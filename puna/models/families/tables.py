@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from puna.models.weights import Source, Stacked
+from puna.models.weights import Ones, Source, Stacked
 
 GGUF_MODEL = {
     "embedding": "token_embd.weight",
@@ -122,6 +122,8 @@ def _dotted(changed: Mapping[str, Source]) -> dict[str, Source]:
 def _prefixed(source: Source, before: str) -> Source:
     if isinstance(source, str):
         return before + source
+    if isinstance(source, Ones):
+        return source
     if isinstance(source, Stacked):
         return Stacked(tuple(_prefixed(part, before) for part in source.of))
     return replace(source, of=_prefixed(source.of, before))
