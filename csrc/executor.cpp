@@ -22,12 +22,38 @@ const KernelTable* choose_path(const std::string& name) {
   throw std::invalid_argument("instruction path '" + name + "' cannot run here; this machine runs: auto, " + known);
 }
 
+// Whether an operator needs the values that a buffer holds before it.
+bool reads(const Op& op, int64_t buffer) {
+  const auto is = [&](size_t i) { return op.ints[i] == buffer; };
+  switch (op.kind) {
+    case OpKind::embed: return false;
+    case OpKind::rms_norm:
+    case OpKind::layer_norm:
+    case OpKind::activate:
+    case OpKind::attend: return is(1);
+    case OpKind::linear: return is(0) || (is(1) && op.ints[4] != 0);
+    case OpKind::store_kv:
+    case OpKind::gate: return is(1) || is(2);
+    case OpKind::add: return is(0) || is(1);
+    case OpKind::embed_positions:
+    case OpKind::rope:
+    case OpKind::scale:
+    case OpKind::softcap: return is(0);
+  }
+  return true;
+}
+
+// Whether an operator, which does not read it, leaves nothing of what a buffer held.
+bool overwrites(const Op& op, int64_t buffer) {
+  return op.kind != OpKind::store_kv && op.ints[op.kind == OpKind::linear ? 1 : 0] == buffer;
+}
+
 }  // namespace
 
 Executor::Executor(const std::string& path, int threads, int cores, bool pin)
     : kernels_(choose_path(path)),
       pool_(std::clamp(threads, 1, 256), cores, pin),
-      rounded_(pool_.threads()),
+      rounded_{RoundedRows(pool_.threads()), RoundedRows(pool_.threads())},
       sample_scratch_(static_cast<size_t>(pool_.threads())) {}
 
 int Executor::add_weight(const std::string& type_name, const uint8_t* raw, size_t bytes, int64_t rows, int64_t width,
@@ -85,7 +111,8 @@ void Executor::bind(std::vector<int64_t> buffer_widths, std::vector<Op> body, st
 // Cuts the operators into stages, and shares tables of rotation.
 void Executor::plan(OpList& list) {
   list.stages.clear();
-  int rounded = -1;  // the buffer whose rounded rows lie in rounded_
+  int rounded = -1;  // the buffer whose rounded rows lie in rounded_[slot]
+  int slot = 0;
   const auto rows_stage = [&]() -> Stage& {
     if (list.stages.empty() || list.stages.back().kind != Stage::rows || list.stages.back().rounded >= 0)
       list.stages.push_back({Stage::rows, {}});
@@ -101,6 +128,14 @@ void Executor::plan(OpList& list) {
     }
     if (op.kind != OpKind::linear) {
       if (op.ints[0] == rounded) rounded = -1;
+      if (op.kind == OpKind::gate && !list.stages.empty() && is_gated(list, i)) {
+        Stage& stage = list.stages.back();
+        stage.kind = Stage::gated;
+        stage.ops.push_back(i);
+        stage.rounded = rounded = static_cast<int>(op.ints[0]);
+        stage.slot = slot = 1 - slot;
+        continue;
+      }
       rows_stage().ops.push_back(i);
       if (op.kind == OpKind::rope) {
         const std::vector<float> inv_freq(op.floats.begin() + 1, op.floats.end());
@@ -115,7 +150,9 @@ void Executor::plan(OpList& list) {
     }
     const int input = static_cast<int>(op.ints[0]), output = static_cast<int>(op.ints[1]);
     if (takes_rounded(weights_[static_cast<size_t>(op.ints[2])]->matrix.layout) && rounded != input) {
-      rows_stage().rounded = rounded = input;
+      Stage& stage = rows_stage();
+      stage.rounded = rounded = input;
+      stage.slot = slot;
     }
     bool together = !list.stages.empty() && list.stages.back().kind == Stage::linears;
     for (const int other : together ? list.stages.back().ops : std::vector<int>{}) {
@@ -124,6 +161,7 @@ void Executor::plan(OpList& list) {
     }
     if (!together) list.stages.push_back({Stage::linears, {}});
     list.stages.back().ops.push_back(i);
+    list.stages.back().slot = slot;
     if (output == rounded) rounded = -1;
   }
   static const char* const names[] = {"embed", "embed_positions", "rms_norm", "layer_norm", "linear", "rope",   "store_kv",
@@ -141,6 +179,36 @@ void Executor::plan(OpList& list) {
     }
     if (stage.rounded >= 0) stage.name += stage.name.empty() ? "round" : " + round";
   }
+}
+
+// Whether operator `gate` can be the end of the stage before it: that is the two linears it reads, and nothing reads their
+// outputs or its own again, but linears that read its own rounded.
+bool Executor::is_gated(const OpList& list, int gate) const {
+  const Op& op = list.ops[static_cast<size_t>(gate)];
+  const Stage& stage = list.stages.back();
+  if (!kernels_->gated || stage.kind != Stage::linears || stage.ops != std::vector<int>{gate - 2, gate - 1}) return false;
+  const auto multiplies = [&](const Op& linear) {
+    return linear.kind == OpKind::linear && takes_rounded(weights_[static_cast<size_t>(linear.ints[2])]->matrix.layout);
+  };
+  const Op& a = list.ops[static_cast<size_t>(gate - 2)];
+  const Op& b = list.ops[static_cast<size_t>(gate - 1)];
+  const int64_t outputs[2] = {a.ints[1], b.ints[1]};
+  if (!multiplies(a) || !multiplies(b) || a.ints[4] || b.ints[4]) return false;
+  if (!std::is_permutation(outputs, outputs + 2, op.ints.begin() + 1)) return false;
+  size_t next = static_cast<size_t>(gate) + 1;
+  const size_t first_reader = next;
+  while (next < list.ops.size() && multiplies(list.ops[next]) && list.ops[next].ints[0] == op.ints[0]) ++next;
+  if (next == first_reader) return false;
+  const auto is_dead = [&](int64_t buffer, size_t from) {
+    for (size_t i = from; i < list.ops.size(); ++i) {
+      if (reads(list.ops[i], buffer)) return false;
+      if (overwrites(list.ops[i], buffer)) return true;
+    }
+    return buffer != hidden_ && buffer != logits_;
+  };
+  return is_dead(op.ints[0], next) && std::all_of(outputs, outputs + 2, [&](int64_t output) {
+    return output == op.ints[0] || is_dead(output, first_reader);
+  });
 }
 
 void Executor::profile(bool on) {
@@ -197,7 +265,7 @@ void Executor::run_head(const StepView& view) {
         sample_row(*kernels_, view.samples, first + i, logits + i * stride(logits_), vocab,
                    measured ? maxima_.data() + i * tiles_of(vocab) : nullptr, sample_scratch_[static_cast<size_t>(thread)], view.out);
     });
-    if (profiling_) note(Stage{Stage::whole, {}, -1, false, "sample"}, rows, nanoseconds_since(begun));
+    if (profiling_) note(Stage{Stage::whole, {}, -1, false, 0, "sample"}, rows, nanoseconds_since(begun));
     for (int64_t i = 0; view.logits && i < rows; ++i)
       std::memcpy(view.logits + (first + i) * vocab, logits + i * stride(logits_), sizeof(float) * static_cast<size_t>(vocab));
     progress_->fetch_add(1, std::memory_order_relaxed);

@@ -47,12 +47,14 @@ struct Op {
 };
 
 // What one round of the threads does: all row-wise operators that follow each other, on each row in turn, the rounding
-// of a linear's input among them; or all linears that read one input; or one operator that looks at the whole step.
+// of a linear's input among them; or all linears that read one input; or two linears whose outputs meet in a gate that
+// the next linear reads, rounded at once; or one operator that looks at the whole step.
 struct Stage {
-  enum Kind { rows, linears, whole } kind;
+  enum Kind { rows, linears, gated, whole } kind;
   std::vector<int> ops;    // indices into the list of operators
-  int rounded = -1;        // rows: the buffer that is rounded at the end
+  int rounded = -1;        // rows, gated: the buffer that is rounded at the end
   bool logits = false;     // linears: they make the logits, of which the sampler wants the maxima of tiles
+  int slot = 0;            // of rounded rows: where this stage leaves them or, of linears, finds them
   std::string name = {};   // for profiles
   int64_t bytes = 0;       // of packed weights
   int64_t operations = 0;  // a row
@@ -65,6 +67,11 @@ struct StageTime {
   int64_t nanoseconds;
   int64_t bytes;       // of packed weights, over all calls
   int64_t operations;  // likewise; a multiply-add counts as two
+};
+
+// Rows of a step that pass stages together.
+struct RowRange {
+  int64_t first, count;
 };
 
 struct OpList {
@@ -141,13 +148,18 @@ class Executor {
   void check(const StepView& view) const;
   void check_op(const Op& op) const;
   void plan(OpList& list);
+  bool is_gated(const OpList& list, int gate) const;
   void make_rotations(const StepView& view);
   void run_head(const StepView& view);
   void run(const OpList& list, std::vector<Floats>& buffers, int64_t rows, const StepView& view);
-  void run_stage(const OpList& list, const Stage& stage, std::vector<Floats>& buffers, int64_t rows, const StepView& view);
-  void run_rows(const OpList& list, const Stage& stage, std::vector<Floats>& buffers, int64_t rows, const StepView& view);
-  void run_linears(const OpList& list, const Stage& stage, std::vector<Floats>& buffers, int64_t rows);
+  void run_stage(const OpList& list, const Stage& stage, std::vector<Floats>& buffers, RowRange rows, const StepView& view);
+  void run_rows(const OpList& list, const Stage& stage, std::vector<Floats>& buffers, RowRange rows, const StepView& view);
+  void run_linears(const OpList& list, const Stage& stage, std::vector<Floats>& buffers, RowRange rows);
   void take_maxima(const LinearArgs& args, const LinearPart& part);
+  void run_gated(const OpList& list, const Stage& stage, std::vector<Floats>& buffers, RowRange rows);
+  template <class Body>
+  void run_panels(const Stage& stage, int64_t panels, int64_t rows, Body body);
+  LinearArgs linear_args(const Op& op, std::vector<Floats>& buffers, RowRange rows);
   void run_row(const Op& op, std::vector<Floats>& buffers, int64_t row, const StepView& view);
   void embed(const Op& op, float* out, int64_t table_row, bool add);
   void note(const Stage& stage, int64_t rows, int64_t nanoseconds);
@@ -172,7 +184,7 @@ class Executor {
   std::vector<Floats> head_buffers_;
   std::vector<float> maxima_;  // of the tiles of head_buffers_[logits_]
   std::vector<Rotation> rotations_;
-  RoundedRows rounded_;
+  RoundedRows rounded_[2];  // a gate is written while its input is read
   std::vector<LinearArgs> linear_jobs_;
   std::vector<SampleScratch> sample_scratch_;
   std::atomic<uint64_t> own_progress_{0};

@@ -87,6 +87,15 @@ struct LinearArgs {
   int64_t first_group;  // 0; only the fault that breaks batch invariance on purpose starts elsewhere
 };
 
+// Two linears of one input and shape, and what follows them: out = activation(gate) * up, rounded to what the next linear
+// reads. A panel is one group of that, so no value is ever written as float32.
+struct GatedArgs {
+  LinearArgs gate;  // without `out`
+  LinearArgs up;    // likewise
+  int kind;         // ActivationKind
+  QuantizedRows out;
+};
+
 // Panels [panel, panel_end) for rows [row, row_end), which begin and end with tiles.
 struct LinearPart {
   int64_t panel, panel_end;
@@ -152,6 +161,8 @@ struct KernelTable {
   bool bf16;  // linears multiply in bf16: weights are packed by rows, and `quantize` writes bf16
   // A part of out = x @ matrix.T.
   void (*linear)(const LinearArgs& args, const LinearPart& part);
+  // Likewise; null where the rounding of a group looks at the whole row.
+  void (*gated)(const GatedArgs& args, const LinearPart& part);
   // Rows that stay near while panels pass by; whole tiles.
   int64_t block_rows;
   void (*quantize)(const float* x, int64_t width, const QuantizedRows& out, int64_t row);

@@ -16,13 +16,12 @@
 
 #include "decode_bf16.hpp"
 #include "kernels.hpp"
+#include "matmul_amx_many.hpp"
 #include "rounding_bf16.hpp"
 #include "tiles.hpp"
 
 namespace puna::path_amx {
 
-constexpr int64_t BLOCK_ROWS = 256;  // rows that pass a decoded panel: they and what they become stay in the second cache
-constexpr int64_t CHUNK = 18;        // groups of a decoded panel: 36 KiB, which stay in the first cache
 constexpr int64_t RING = 8;          // decoded groups, of which LAG wait for their products
 constexpr int64_t LAG = 2;
 constexpr int64_t AHEAD = 4096;      // bytes of weights fetched ahead
@@ -39,16 +38,8 @@ static inline void finish(const LinearArgs& a, int64_t n, int64_t token, __m512 
 
 struct Scratch {
   alignas(64) uint8_t ring[RING * DECODED_BYTES];
-  alignas(64) uint8_t chunk[CHUNK * DECODED_BYTES];
-  alignas(64) float sums[2 * BLOCK_ROWS * PANEL];  // of all rows of a block, which may be nearly two blocks long
+  alignas(64) float sums[32 * PANEL];
 };
-static_assert(sizeof(Scratch) < (size_t{256} << 10));
-
-// Groups in the order of the sum; only the fault that breaks batch invariance on purpose begins elsewhere.
-static inline int64_t group_at(const LinearArgs& a, int64_t step) {
-  const int64_t g = a.first_group + step, groups = a.matrix->groups();
-  return g < groups ? g : g - groups;
-}
 
 // Sixteen rows from `row` on or, with TWO, up to 32.
 template <class Format, bool TWO>
@@ -95,72 +86,10 @@ static void few(const LinearArgs& a, const LinearPart& part, int64_t row, Scratc
   }
 }
 
-// Groups [step, step + count) of a panel, turned into pairs of inputs.
-template <class Format>
-static inline void decode_chunk(const LinearArgs& a, const uint8_t* w, int64_t step, int64_t count, Scratch& scratch) {
-  for (int64_t k = 0; k < count; ++k) {
-    const uint8_t* group = w + static_cast<size_t>(group_at(a, step + k)) * Format::GROUP_BYTES;
-    const uint8_t* rows = Format::decode(group, scratch.ring + k % 2 * DECODED_BYTES);
-    written();
-    for (int half = 0; half < 2; ++half) {
-      uint8_t* out = scratch.chunk + k * DECODED_BYTES + half * TILE_BYTES;
-      for_columns(rows + half * TILE_BYTES, 64, [&](int64_t pair, __m512i values) { _mm512_store_si512(out + 64 * pair, values); });
-    }
-  }
-  written();
-}
-
-// Sums of up to 32 tokens and a panel over a chunk. Tokens are only passing: they are loaded past the first cache.
-static inline void multiply_chunk(const LinearArgs& a, const uint16_t* x, bool two, int64_t step, int64_t count,
-                                  const Scratch& scratch) {
-  const uint16_t* y = x + 16 * a.matrix->groups() * GROUP;
-  for (int64_t k = 0; k < count; ++k) {
-    const int64_t at = group_at(a, step + k) * GROUP * 16;
-    const uint8_t* weights = scratch.chunk + k * DECODED_BYTES;
-    _tile_stream_loadd(4, x + at, 64);
-    _tile_loadd(6, weights, 64);
-    _tile_loadd(7, weights + TILE_BYTES, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    if (!two) continue;
-    _tile_stream_loadd(5, y + at, 64);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
-  }
-}
-
-template <class Format>
-static void many(const LinearArgs& a, const LinearPart& part, Scratch& scratch) {
-  const int64_t groups = a.matrix->groups();
-  const int64_t chunks = (groups + CHUNK - 1) / CHUNK;
-  const int64_t chunk = (groups + chunks - 1) / chunks;
-  const Tiles tiles(TileShapes(16, 16));
-  for (int64_t panel = part.panel; panel < part.panel_end; ++panel) {
-    const uint8_t* w = a.matrix->panels + static_cast<size_t>(panel) * a.matrix->panel_bytes;
-    for (int64_t step = 0; step < groups; step += chunk) {
-      const int64_t count = std::min(chunk, groups - step);
-      decode_chunk<Format>(a, w, step, count, scratch);
-      for (int64_t row = part.row; row < part.row_end; row += 32) {
-        float* sums = scratch.sums + (chunks == 1 ? 0 : (row - part.row) * PANEL);
-        if (step == 0) zero_sums();
-        else load_sums(sums);
-        multiply_chunk(a, a.quantized.bf16 + row * groups * GROUP, row + 16 < part.row_end, step, count, scratch);
-        store_sums(sums);
-        if (step + count < groups) continue;
-        for (int64_t t = 0; t < std::min<int64_t>(32, part.row_end - row); ++t) {
-          const float* from = sums + t / 16 * 512 + t % 16 * 16;
-          finish(a, panel * PANEL, row + t, _mm512_load_ps(from));
-          finish(a, panel * PANEL + 16, row + t, _mm512_load_ps(from + 256));
-        }
-      }
-    }
-  }
-}
-
 template <class Format>
 static void multiply(const LinearArgs& a, const LinearPart& part) {
+  if (a.rows >= MANY) return many<Format>(a, part);
   static thread_local Scratch scratch;
-  if (a.rows >= MANY) return many<Format>(a, part, scratch);
   int64_t row = part.row;
   for (; row + 16 < part.row_end; row += 32) few<Format, true>(a, part, row, scratch);
   if (row < part.row_end) few<Format, false>(a, part, row, scratch);

@@ -12,22 +12,37 @@ namespace {
 
 constexpr int64_t ROW_GRAIN = 2;    // fewer rows than this are quicker on the calling thread
 constexpr int64_t RUNS_A_THREAD = 8;
+constexpr int64_t BLOCK_ROWS = 512;  // that pass stages together: some megabytes, which caches of two cores hold
 constexpr int64_t PANELS_A_TILE = TILE / PANEL;
 
 }  // namespace
 
+// Rows are independent of each other but in stages that look at the whole step. Many of them pass the stages between two
+// of those in blocks, so that what a block leaves for its next stage is still near.
 void Executor::run(const OpList& list, std::vector<Floats>& buffers, int64_t rows, const StepView& view) {
-  for (const Stage& stage : list.stages) {
-    const Clock::time_point begun = profiling_ ? Clock::now() : Clock::time_point{};
-    run_stage(list, stage, buffers, rows, view);
-    if (profiling_) note(stage, rows, nanoseconds_since(begun));
-    progress_->fetch_add(stage.ops.size(), std::memory_order_relaxed);
+  const int64_t blocks = std::max<int64_t>(1, rows / BLOCK_ROWS);  // the last one holds what remains, too
+  const std::vector<Stage>& stages = list.stages;
+  for (size_t begin = 0, end = 0; begin < stages.size(); begin = end) {
+    const bool whole = stages[begin].kind == Stage::whole;
+    end = begin + 1;
+    while (!whole && end < stages.size() && stages[end].kind != Stage::whole) ++end;
+    for (int64_t b = 0; b < (whole ? 1 : blocks); ++b) {
+      const int64_t first = b * BLOCK_ROWS;
+      const RowRange range{first, whole || b + 1 == blocks ? rows - first : BLOCK_ROWS};
+      for (size_t i = begin; i < end; ++i) {
+        const Clock::time_point begun = profiling_ ? Clock::now() : Clock::time_point{};
+        run_stage(list, stages[i], buffers, range, view);
+        if (profiling_) note(stages[i], range.count, nanoseconds_since(begun));
+        progress_->fetch_add(stages[i].ops.size(), std::memory_order_relaxed);
+      }
+    }
   }
 }
 
-void Executor::run_stage(const OpList& list, const Stage& stage, std::vector<Floats>& buffers, int64_t rows, const StepView& view) {
+void Executor::run_stage(const OpList& list, const Stage& stage, std::vector<Floats>& buffers, RowRange rows, const StepView& view) {
   if (stage.kind == Stage::rows) return run_rows(list, stage, buffers, rows, view);
   if (stage.kind == Stage::linears) return run_linears(list, stage, buffers, rows);
+  if (stage.kind == Stage::gated) return run_gated(list, stage, buffers, rows);
   const Op& op = list.ops[static_cast<size_t>(stage.ops[0])];
   const auto buffer = [&](size_t i) { return buffers[static_cast<size_t>(op.ints[i])].data(); };
   if (op.kind == OpKind::store_kv)
@@ -36,38 +51,37 @@ void Executor::run_stage(const OpList& list, const Stage& stage, std::vector<Flo
   attention_.run(*kernels_, pool_, kv_, shape, buffer(1), buffer(0));
 }
 
-void Executor::run_rows(const OpList& list, const Stage& stage, std::vector<Floats>& buffers, int64_t rows, const StepView& view) {
+void Executor::run_rows(const OpList& list, const Stage& stage, std::vector<Floats>& buffers, RowRange rows, const StepView& view) {
   const size_t input = static_cast<size_t>(std::max(stage.rounded, 0));
   QuantizedRows rounded{};
-  if (stage.rounded >= 0) rounded = rounded_.prepare(rows, widths_[input], kernels_->bf16);
-  pool_.run(rows, ROW_GRAIN, [&](int64_t first, int64_t last, int) {
-    for (int64_t row = first; row < last; ++row) {
+  if (stage.rounded >= 0) rounded = rounded_[stage.slot].prepare(rows.count, widths_[input], kernels_->bf16);
+  pool_.run(rows.count, ROW_GRAIN, [&](int64_t first, int64_t last, int) {
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t row = rows.first + i;
       for (const int op : stage.ops) run_row(list.ops[static_cast<size_t>(op)], buffers, row, view);
-      if (stage.rounded >= 0) kernels_->quantize(buffers[input].data() + row * widths_[input], widths_[input], rounded, row);
+      if (stage.rounded >= 0) kernels_->quantize(buffers[input].data() + row * widths_[input], widths_[input], rounded, i);
     }
   });
 }
 
-// All panels of all matrices are one run of items, block of rows after block of rows.
-void Executor::run_linears(const OpList& list, const Stage& stage, std::vector<Floats>& buffers, int64_t rows) {
-  std::vector<LinearArgs>& jobs = linear_jobs_;
-  jobs.clear();
-  int64_t panels = 0;
-  for (const int i : stage.ops) {
-    const Op& op = list.ops[static_cast<size_t>(i)];
-    const Matrix& m = weights_[static_cast<size_t>(op.ints[2])]->matrix;
-    LinearArgs args{};
-    args.matrix = &m;
-    args.x = buffers[static_cast<size_t>(op.ints[0])].data();
-    args.rows = rows;
-    args.bias = op.ints[3] < 0 ? nullptr : weights_[static_cast<size_t>(op.ints[3])]->vector.data();
-    args.out = buffers[static_cast<size_t>(op.ints[1])].data();
-    args.out_stride = stride(static_cast<int>(op.ints[1]));
-    args.accumulate = op.ints[4] != 0;
-    args.first_group = broken_order_ ? rows % m.groups() : 0;
-    jobs.push_back(args);
-    panels += m.panel_count();
-  }
+LinearArgs Executor::linear_args(const Op& op, std::vector<Floats>& buffers, RowRange rows) {
+  const Matrix& m = weights_[static_cast<size_t>(op.ints[2])]->matrix;
+  LinearArgs args{};
+  args.matrix = &m;
+  args.x = buffers[static_cast<size_t>(op.ints[0])].data() + rows.first * m.in_features;
+  args.rows = rows.count;
+  args.bias = op.ints[3] < 0 ? nullptr : weights_[static_cast<size_t>(op.ints[3])]->vector.data();
+  args.out_stride = stride(static_cast<int>(op.ints[1]));
+  args.out = buffers[static_cast<size_t>(op.ints[1])].data() + rows.first * args.out_stride;
+  args.accumulate = op.ints[4] != 0;
+  args.first_group = broken_order_ ? rows.count % m.groups() : 0;
+  return args;
+}
+
+// Parts of `panels` panels and `rows` rows to the threads, block of rows after block of rows. Where the sampler wants the
+// maxima of tiles, a part is the panels of one tile, and all rows.
+template <class Body>
+void Executor::run_panels(const Stage& stage, int64_t panels, int64_t rows, Body body) {
   const int64_t block = kernels_->block_rows;
   const int64_t blocks = stage.logits ? 1 : std::max<int64_t>(1, rows / block);  // the last one holds what remains, too
   const int64_t items = panels * blocks;
@@ -75,21 +89,35 @@ void Executor::run_linears(const OpList& list, const Stage& stage, std::vector<F
   if (stage.logits) grain = (grain + PANELS_A_TILE - 1) / PANELS_A_TILE * PANELS_A_TILE;
   pool_.run(items, grain, [&](int64_t first, int64_t last, int thread) {
     while (first < last) {
-      LinearPart part{};
-      const int64_t b = first / panels;
-      part.row = b * block;
-      part.row_end = b + 1 == blocks ? rows : part.row + block;
-      int64_t panel = first % panels;
-      size_t job = 0;
-      while (panel >= jobs[job].matrix->panel_count()) panel -= jobs[job++].matrix->panel_count();
-      part.panel = panel;
-      part.panel_end = std::min(jobs[job].matrix->panel_count(), panel + last - first);
-      if (stage.logits) part.panel_end = std::min(part.panel_end, panel + PANELS_A_TILE);
-      LinearArgs args = jobs[job];
-      if (takes_rounded(args.matrix->layout)) args.quantized = rounded_.for_thread(*kernels_, thread);
-      kernels_->linear(args, part);
-      if (stage.logits) take_maxima(args, part);
-      first += part.panel_end - part.panel;
+      const int64_t b = first / panels, panel = first % panels;
+      int64_t panel_end = std::min(panels, panel + last - first);
+      if (stage.logits) panel_end = std::min(panel_end, panel + PANELS_A_TILE);
+      body(LinearPart{panel, panel_end, b * block, b + 1 == blocks ? rows : (b + 1) * block}, thread);
+      first += panel_end - panel;
+    }
+  });
+}
+
+// All panels of all matrices are one run of items.
+void Executor::run_linears(const OpList& list, const Stage& stage, std::vector<Floats>& buffers, RowRange rows) {
+  std::vector<LinearArgs>& jobs = linear_jobs_;
+  jobs.clear();
+  int64_t panels = 0;
+  for (const int i : stage.ops) {
+    jobs.push_back(linear_args(list.ops[static_cast<size_t>(i)], buffers, rows));
+    panels += jobs.back().matrix->panel_count();
+  }
+  run_panels(stage, panels, rows.count, [&](LinearPart part, int thread) {
+    for (LinearArgs args : jobs) {
+      const int64_t count = args.matrix->panel_count();
+      const LinearPart own{part.panel, std::min(count, part.panel_end), part.row, part.row_end};
+      if (own.panel < own.panel_end) {
+        if (takes_rounded(args.matrix->layout)) args.quantized = rounded_[stage.slot].for_thread(*kernels_, thread);
+        kernels_->linear(args, own);
+        if (stage.logits) take_maxima(args, own);
+      }
+      part.panel = std::max<int64_t>(0, part.panel - count);
+      part.panel_end -= count;
     }
   });
 }
@@ -101,6 +129,22 @@ void Executor::take_maxima(const LinearArgs& args, const LinearPart& part) {
   for (int64_t row = part.row; row < part.row_end; ++row)
     kernels_->sampling.tile_maxima(args.out + row * args.out_stride + tile * TILE, count,
                                    maxima_.data() + row * tiles_of(vocab) + tile);
+}
+
+void Executor::run_gated(const OpList& list, const Stage& stage, std::vector<Floats>& buffers, RowRange rows) {
+  const Op& gate = list.ops[static_cast<size_t>(stage.ops[2])];
+  GatedArgs args{};
+  for (int i = 0; i < 2; ++i) {
+    const Op& op = list.ops[static_cast<size_t>(stage.ops[static_cast<size_t>(i)])];
+    (op.ints[1] == gate.ints[1] ? args.gate : args.up) = linear_args(op, buffers, rows);
+  }
+  args.kind = static_cast<int>(gate.ints[3]);
+  args.out = rounded_[stage.slot].prepare(rows.count, widths_[static_cast<size_t>(gate.ints[0])], kernels_->bf16);
+  run_panels(stage, args.gate.matrix->panel_count(), rows.count, [&](const LinearPart& part, int thread) {
+    GatedArgs own = args;
+    own.gate.quantized = own.up.quantized = rounded_[1 - stage.slot].for_thread(*kernels_, thread);
+    kernels_->gated(own, part);
+  });
 }
 
 void Executor::run_row(const Op& op, std::vector<Floats>& buffers, int64_t row, const StepView& view) {

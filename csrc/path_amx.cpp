@@ -1,4 +1,6 @@
 // The path of processors with tiles of bf16: what avx512 does, but for its linears. Float32 layouts stay with avx512.
+#define PUNA_PATH 512
+#include "gated_amx.hpp"
 #include "matmul_amx.hpp"
 
 namespace puna {
@@ -19,6 +21,7 @@ KernelTable amx_table() {
   table.name = "amx";
   table.bf16 = true;
   table.linear = linear;
+  table.gated = path_amx::gated;
   table.block_rows = path_amx::BLOCK_ROWS;
   table.quantize = path_amx::round_bf16;
   table.arrange = path_amx::arrange;

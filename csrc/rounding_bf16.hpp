@@ -22,14 +22,21 @@ constexpr int64_t MANY = 65;  // rows of a step from which on tokens are the lef
 // Tokens of a tile, as few multiply them: a power of two, so that rows of pairs do not cross cache lines.
 static inline int64_t tile_tokens(int64_t left) { return left <= 1 ? 1 : left <= 2 ? 2 : left <= 4 ? 4 : left <= 8 ? 8 : 16; }
 
+// The lanes of a group that has `left` values.
+static inline uint32_t lanes_of(int64_t left) { return left >= GROUP ? 0xffffffffu : (1u << left) - 1u; }
+
+// Where a group of a row lies.
+static inline uint16_t* group_of(const QuantizedRows& out, int64_t groups, int64_t row, int64_t g) {
+  if (out.rows < MANY) return out.bf16 + (row * groups + g) * GROUP;
+  return out.bf16 + ((row - row % 16) * groups + g * 16 + row % 16) * GROUP;
+}
+
 static void round_bf16(const float* x, int64_t width, const QuantizedRows& out, int64_t row) {
   const int64_t groups = (width + GROUP - 1) / GROUP;
-  const bool few = out.rows < MANY;
-  uint16_t* to = few ? out.bf16 + row * groups * GROUP : out.bf16 + (row - row % 16) * groups * GROUP + row % 16 * GROUP;
-  const int64_t stride = few ? GROUP : 16 * GROUP;
+  uint16_t* to = group_of(out, groups, row, 0);
+  const int64_t stride = group_of(out, groups, row, 1) - to;
   for (int64_t g = 0; g < groups; ++g) {
-    const int64_t left = width - g * GROUP;
-    const uint32_t there = left >= GROUP ? 0xffffffffu : (1u << left) - 1u;
+    const uint32_t there = lanes_of(width - g * GROUP);
     const __m512 low = _mm512_maskz_loadu_ps(static_cast<__mmask16>(there), x + g * GROUP);
     const __m512 high = _mm512_maskz_loadu_ps(static_cast<__mmask16>(there >> 16), x + g * GROUP + 16);
     _mm512_store_si512(to + g * stride, bf16_of(low, high));

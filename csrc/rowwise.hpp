@@ -2,7 +2,7 @@
 // fixed tree, whatever the batch.
 #pragma once
 
-#include "elementary.hpp"
+#include "activations.hpp"
 #include "kernels.hpp"
 #include "simd.hpp"
 
@@ -45,28 +45,6 @@ static void layer_norm(const float* x, const float* weight, const float* bias, f
   for (int64_t i = 0; i < width; ++i) {
     const float value = out[i] * inverse * weight[i];
     out[i] = bias ? value + bias[i] : value;
-  }
-}
-
-static inline VF sigmoid(VF x) { return div(set1(1.0f), add(set1(1.0f), exponential(sub(zero(), x)))); }
-
-static inline VF activate(VF x, int kind) {
-  switch (kind) {
-    case SILU: return mul(x, sigmoid(x));
-    case RELU: return max(x, zero());
-    case RELU2: { const VF r = max(x, zero()); return mul(r, r); }
-    case GELU_TANH: {
-      // 0.5 x (1 + tanh(u)) = x sigmoid(2u)
-      const VF cube = mul(mul(x, x), x);
-      const VF u = mul(set1(0.7978845608f), fma(set1(0.044715f), cube, x));
-      return mul(x, sigmoid(add(u, u)));
-    }
-    default: {
-      float lanes[LANES];
-      store(lanes, x);
-      for (float& v : lanes) v = 0.5f * v * (1.0f + __builtin_erff(v * 0.70710678f));
-      return load(lanes);
-    }
   }
 }
 
