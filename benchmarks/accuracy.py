@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    model = load_model(arguments.model)
+    model = load_model(arguments.model, length=arguments.window)
     tokens, theirs = llama_scores(
         arguments.llama, arguments.model, arguments.text, arguments.window, arguments.windows, arguments.threads
     )

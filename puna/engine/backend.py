@@ -41,11 +41,17 @@ class Backend:
 def open_backend(config: EngineConfig, progress: U64 | None = None) -> Backend:
     """Resolves and loads the model, plans memory, packs the weights, settles the budget.
 
+    How long texts may get is known once memory is planned; rotary rules that depend on it are settled then.
+
     Raises ModelNotFoundError, ModelFileError, InputError or MemoryBudgetError. `progress` is a writable array of one
     number, in which the native backend counts operators.
     """
     model = load_model(resolve(config.model))
-    memory = plan_memory(config, model.program, model.weights, model.spec.context_length, memory_limits())
+    spec = model.spec
+    memory = plan_memory(
+        config, model.program, model.weights, spec.context_length, memory_limits(), longest_len=spec.longest_text
+    )
+    model = model.for_texts_of(memory.max_model_len)
     interpreter = build_interpreter(config, model, memory.kv, progress)
     model.file.release_pages()
     budget = config.budget_tokens or measure_budget(interpreter, memory.max_model_len)
@@ -56,7 +62,7 @@ def open_backend(config: EngineConfig, progress: U64 | None = None) -> Backend:
 def open_interpreter(config: EngineConfig, kv: KVConfig, model: Path) -> Interpreter:
     """The interpreter of a settled config on a model file, for replaying: with the threads of this machine, on whose
     number no bit depends."""
-    loaded = load_model(model)
+    loaded = load_model(model, length=config.max_model_len or 0)
     _check_pool(config, kv, loaded)
     return build_interpreter(msgspec.structs.replace(config, threads=0), loaded, kv, None)
 

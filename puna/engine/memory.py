@@ -45,16 +45,22 @@ def plan_memory(
     weights: Mapping[str, RawTensor],
     context_len: int,
     limits: list[MemoryLimit],
+    *,
+    longest_len: int | None = None,
 ) -> MemoryPlan:
     """Sizes the pool. InputError where `max_model_len` exceeds the model's, MemoryBudgetError where it cannot fit.
+
+    `context_len` is what the model was made for, `longest_len` what it can be stretched to on demand.
 
     Without `kv_bytes` the pool holds `max_seqs` full contexts, but at most `memory_share` of what is free after weights
     and working space. Without `max_model_len` a pool smaller than one full context shortens the context to what fits.
     """
-    if config.max_model_len is not None and config.max_model_len > context_len:
+    longest = max(context_len, longest_len or 0)
+    if config.max_model_len is not None and config.max_model_len > longest:
+        stretched = f" and can be stretched to {longest}" if longest > context_len else ""
         raise InputError(
-            f"max_model_len is {config.max_model_len}, but the model was made for {context_len} tokens; "
-            f"use {context_len} or less",
+            f"max_model_len is {config.max_model_len}, but the model was made for {context_len} tokens{stretched}; "
+            f"use {longest} or less",
             param="max_model_len",
         )
     max_model_len = config.max_model_len or context_len

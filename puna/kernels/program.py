@@ -8,6 +8,7 @@ know nothing of files, requests or devices. Every backend is an interpreter of t
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -230,6 +231,10 @@ class Program:
     def weights(self) -> tuple[str, ...]:
         """Names of all weights the program reads, each once, in order of first use."""
         return tuple(dict.fromkeys(name for op in self.body + self.head for name in weights_of(op)))
+
+    def digest(self) -> bytes:
+        """Names what the program computes, to the last bit of a number: rotations, windows, the order of operators."""
+        return hashlib.sha256(repr((self.buffers, self.body, self.head, self.kv)).encode()).digest()
 
 
 def weights_of(op: Op) -> tuple[str, ...]:

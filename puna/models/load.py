@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,13 @@ class LoadedModel:
     def name(self) -> str:
         """The name the file gives itself, or else the file's own."""
         return self.file.name or self.path.stem
+
+    def for_texts_of(self, length: int) -> LoadedModel:
+        """This model for texts of up to `length` tokens, with the same weights; itself where nothing depends on that.
+
+        Only rotary rules do (dynamic, longrope): the keys of a cache are turned once and for all."""
+        spec = family_of(self.file).read(self.file.facts(), length).spec
+        return self if spec == self.spec else replace(self, spec=spec, program=lower(spec))
 
 
 def load_model(path: str | os.PathLike[str], *, length: int = 0) -> LoadedModel:

@@ -116,12 +116,15 @@ def _settled(
         case "dynamic":
             factor, longest = _number(facts, rule, "factor"), max(length, context)
             growth = (factor * longest / context) - (factor - 1)
-            return replace(plain, base=base * growth ** (dimensions / max(1, dimensions - 2)))
+            stretched = base * growth ** (dimensions / max(1, dimensions - 2))
+            return replace(plain, base=stretched, reach=_reach(context, factor))
         case "llama3":
             return replace(plain, frequency_factors=_llama3(facts, rule, pairs, base, context))
         case "yarn":
             factors, magnitude = _yarn(facts, rule, dimensions, base, context), _yarn_magnitude(facts, rule, context)
-            return replace(plain, frequency_factors=factors, magnitude=magnitude)
+            original = _number(facts, rule, ORIGINAL, context)
+            reach = _reach(original, _number(facts, rule, "factor", max(1.0, context / original)))
+            return replace(plain, frequency_factors=factors, magnitude=magnitude, reach=reach)
     original = int(_number(facts, rule, ORIGINAL, context))  # longrope
     factors = _numbers(facts, rule, "long_factor" if length > original else "short_factor", pairs)
     return replace(plain, frequency_factors=factors, magnitude=_long_magnitude(facts, rule, original, context))
@@ -181,6 +184,10 @@ def _long_magnitude(facts: Facts, rule: dict[str, Any], original: int, context: 
         return _number(facts, rule, "attention_factor")
     factor = _number(facts, rule, "factor", context / original)
     return 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+
+
+def _reach(original: float, factor: float) -> int:
+    return int(min(MAX_LENGTH, original * factor))
 
 
 def _number(facts: Facts, rule: dict[str, Any], key: str, default: float | None = None) -> float:

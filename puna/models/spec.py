@@ -30,7 +30,8 @@ class RopeSpec:
 
     Pair i of d = dimensions / 2 turns by position * base^(-i / d) / linear_factor / frequency_factors[i].
     `frequency_factors` (Llama 3's long-context rule, stored in a file as one number a pair) is empty where there are
-    none; cos and sin are multiplied by `magnitude`.
+    none; cos and sin are multiplied by `magnitude`. `reach`: how long texts may get by the file's rule where that is
+    more than the model's own context (dynamic, YaRN), else 0; it turns nothing.
     """
 
     style: RopeStyle
@@ -39,6 +40,7 @@ class RopeSpec:
     linear_factor: float = 1.0
     frequency_factors: tuple[float, ...] = ()
     magnitude: float = 1.0
+    reach: int = 0
 
     def inverse_frequencies(self) -> tuple[float, ...]:
         pairs = self.dimensions // 2
@@ -150,3 +152,9 @@ class ModelSpec:
     output_bias: bool = False
     logit_divisor: float = 1.0
     logit_softcap: float = 0.0
+
+    @property
+    def longest_text(self) -> int:
+        """Tokens that a text may have when asked for: the model's context, or what its rotary rule stretches it to."""
+        ropes = [layer.attention.rope for layer in self.layers]
+        return max(self.context_length, *(rope.reach for rope in ropes if rope is not None), 0)

@@ -99,7 +99,7 @@ class NativeInterpreter:
         self._kept: list[Any] = []  # memory that the core reads: mapped weights, the shared counter
         self._last: tuple[StepBatch, StepOutput] | None = None
         self._logits_none = np.zeros((0, program.vocab_size), np.float32)
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(program.digest())
         numbers = self._add_weights(weights, compute == "int8", digest)
         buffers = {name: i for i, name in enumerate(program.buffers)}
         try:

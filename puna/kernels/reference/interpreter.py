@@ -51,7 +51,7 @@ class ReferenceInterpreter:
         self._product = {n: _product(rounding, weights[n].type) for n in program.weights()}
         self._pool = KVPool(program, kv)
         self._progress = 0
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(program.digest())
         for name in program.weights():
             digest.update(name.encode())
             digest.update(weights[name].data[:: max(1, weights[name].data.size // 4096)].tobytes())
