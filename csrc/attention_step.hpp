@@ -1,8 +1,9 @@
 // Cuts the attention of one step into items of work for the threads, and calls the kernel for each.
 //
-// It knows which tokens of which sequences a step holds and how long their histories are; it knows nothing of how a
-// score is computed (attention.hpp) or where a block lies (kv_pool.hpp). Who computes an item, and whether a long history
-// is one item or several, never changes a bit: the kernel merges ranges of keys in the order of their positions.
+// It knows which tokens of which sequences a step holds, how long their histories are, and which of them begin with the
+// same blocks (shared_prefixes.hpp); it knows nothing of how a score is computed (attention.hpp) or where a block lies
+// (kv_pool.hpp). Who computes an item, whether a long history is one item or several, and whether other sequences' tokens
+// are in it never changes a bit: the kernel merges ranges of keys in the order of their positions.
 #pragma once
 
 #include <atomic>
@@ -13,6 +14,7 @@
 #include "kernels.hpp"
 #include "kv_pool.hpp"
 #include "rows.hpp"
+#include "shared_prefixes.hpp"
 #include "thread_pool.hpp"
 
 namespace puna {
@@ -36,10 +38,12 @@ class AttentionStep {
            const float* query, float* out);
 
  private:
-  // Some ranges of keys for a tile of tokens of one sequence; one for each key head.
+  // Some ranges of keys for a tile of tokens; one for each key head. The tokens are `count` neighbours in the batch and of
+  // one sequence; or, where ranges are shared, neighbours among the places of shared_prefixes.hpp.
   struct Item {
     int32_t sequence;
-    int32_t token;  // the first one, in the batch
+    int32_t token;  // the first one, in the batch; -1: shared
+    int32_t place;  // the first one's, where ranges were or are shared, else -1
     int32_t count;
     int32_t first_range;
     int32_t last_range;
@@ -60,15 +64,32 @@ class AttentionStep {
     int64_t group;
     int64_t head_dim;
     int window;
+    SharedPrefixes shared;
     std::vector<Item> items;
+    std::vector<size_t> rounds;  // ends of the items that may run at once: each level of shared ranges, and the rest
     std::vector<Split> splits;
     int64_t partial_floats;
     int64_t most_rows;
   };
-  const Plan& plan_for(const KVLayer& layer, const AttendShape& shape, int threads);
-  void cut_tokens(Plan& plan);
-  void cut_ranges(Plan& plan, int threads);
-  KeySpan span_of(const Plan& plan, const KVPool& pool, size_t layer, int64_t item) const;
+  struct Layer {
+    const KernelTable& kernels;
+    const KVPool& pool;
+    const AttendShape& shape;
+    const Plan& plan;
+    const float* query;
+    float* out;
+  };
+  const Plan& plan_for(const KVPool& pool, const AttendShape& shape, int threads);
+  void cut_shared(Plan& plan, int32_t tile, int threads);
+  void cut_tokens(Plan& plan, int32_t tile);
+  void cut_ranges(Plan& plan, size_t first, int threads);
+  void end_round(Plan& plan, int threads);
+  void count_pieces(const Plan& plan);
+  KeySpan span_of(const Layer& layer, int64_t item) const;
+  void run_item(const Layer& layer, int64_t item, const KeySpan& next, float* scratch);
+  void run_ranges(const KernelTable& kernels, AttendArgs& args, float* partials, float* record) const;
+  const float* gather_queries(const Layer& layer, const Item& item, int64_t head, float* to) const;
+  int64_t scratch_floats(const Plan& plan) const;
 
   StepTables step_{};
   std::vector<Plan> plans_;
@@ -76,6 +97,7 @@ class AttentionStep {
   std::unique_ptr<std::atomic<int32_t>[]> unfinished_;  // pieces of [splits, kv_heads]
   int64_t unfinished_count_ = 0;
   Floats partials_;
+  Floats gathered_;  // [kv_heads, places]: what tokens have of ranges that are shared, attend_partial_floats of a group each
   std::vector<Floats> scratch_;  // a thread
 };
 

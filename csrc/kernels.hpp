@@ -132,6 +132,10 @@ struct AttendArgs {
   int last_range;
   KeySpan next;     // fetched towards the processor meanwhile; may be empty
   float* partials;  // null: all ranges are treated here, into `out`; else attend_partial_floats for each range
+  // Of attend_merge only, and both attend_partial_floats of `group` rows for each token. What the tokens gathered from the
+  // ranges before these, or null; where to leave what they have gathered with these, or null: it goes into `out`.
+  const float* before;
+  float* after;
   float* scratch;   // attend_scratch_floats
 };
 
@@ -175,7 +179,7 @@ struct KernelTable {
   void (*gate)(const float* gate, const float* up, float* out, int64_t width, int kind);  // up may be null
   void (*add)(const float* x, float* out, int64_t width);
   void (*attend)(const AttendArgs& args);
-  void (*attend_merge)(const AttendArgs& args);  // the partials of all ranges, in their order, into `out`
+  void (*attend_merge)(const AttendArgs& args);  // the partials of all ranges, in their order, into `out` or `after`
   void (*store_cache)(const StoreArgs& args);
   // The first 2 * pairs values of each head turn, in place: (2i, 2i + 1) or, unless `interleaved`, (i, i + pairs).
   void (*rope)(float* x, const float* cos, const float* sin, int64_t heads, int64_t head_dim, int64_t pairs, bool interleaved);
