@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from puna.models.gguf_write import TensorToWrite, encode, write_gguf
-from puna.models.tokenizer import CONTROL, NORMAL
+from puna.models.vocabulary import CONTROL, NORMAL
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"

@@ -32,8 +32,9 @@ from puna.models.gguf_parse import (
     read_preamble,
     read_tensor_infos,
 )
+from puna.models.gguf_vocabulary import kind_of_vocabulary
 from puna.models.model_file import Container
-from puna.models.tokenizer import Tokenizer, kind_of_vocabulary
+from puna.models.tokenizer import Tokenizer
 
 SAMPLES = 64  # of the weights, for the fingerprint
 SAMPLE_BYTES = 16_384

@@ -25,6 +25,7 @@ import numpy as np
 from puna.errors import ModelFileError, ModelNotFoundError
 from puna.kernels.tensor import BLOCK_SIZES, RawTensor
 from puna.models.facts import Facts
+from puna.models.folder_vocabulary import kind_of_folder
 from puna.models.gguf_parse import brief, clipped
 from puna.models.model_file import Container
 from puna.models.tokenizer import Tokenizer
@@ -92,7 +93,9 @@ class SafetensorsFolder:
         return Tokenizer.from_folder(self)
 
     def tokenizer_kind(self) -> str:
-        return "tokenizer.json" if (self.path / "tokenizer.json").is_file() else "none"
+        if (self.path / "tokenizer.json").is_file():
+            return kind_of_folder(self)
+        return "tokenizer.model" if (self.path / "tokenizer.model").is_file() else "none"
 
     def json(self, name: str) -> dict[str, Any]:
         """A JSON object beside the weights; empty where there is no such file. Raises ModelFileError."""

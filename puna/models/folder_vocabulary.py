@@ -1,0 +1,261 @@
+"""The tokenizer of a folder: tokenizer.json as it is, with what tokenizer_config.json and generation_config.json add.
+
+The `tokenizers` library runs the file's own normalizer, pre-tokenizer, model and post-processor. What tokens stand for
+is read from the file's decoder, so that decoding is exact bytes. Rules for beginnings and ends are transformers': the
+post-processor's, unless tokenizer_config.json says add_bos_token or add_eos_token.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn, Protocol
+
+import tokenizers
+from tokenizers import AddedToken
+
+from puna.models.encoders import Encoder, LibraryEncoder
+from puna.models.gguf_parse import brief, clipped
+from puna.models.model_file import ModelFile
+from puna.models.vocabulary import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    SPACE,
+    UNUSED,
+    USER_DEFINED,
+    Spelling,
+    Vocabulary,
+    byte_of,
+    end_ids,
+)
+
+MODELS = ("BPE", "Unigram")
+MAX_ID = 1 << 24
+_NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+
+
+class Folder(ModelFile, Protocol):
+    def json(self, name: str) -> dict[str, Any]:
+        """A JSON object beside the weights; empty where there is no such file."""
+        ...
+
+
+def folder_tokenizer(folder: Folder) -> tuple[Vocabulary, Encoder]:
+    """Raises ModelFileError."""
+    described = folder.json("tokenizer.json")
+    _check(folder, described)
+    config = folder.json("tokenizer_config.json")
+    named = named_tokens(folder, config)
+    text = json.dumps({**described, "truncation": None, "padding": None})
+
+    def parse() -> tokenizers.Tokenizer:
+        tokenizer = tokenizers.Tokenizer.from_str(text)
+        known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+        tokenizer.add_special_tokens(
+            [
+                AddedToken(content, special=True, normalized=False)
+                for content in dict.fromkeys(named.values())
+                if content not in known and tokenizer.token_to_id(content) is not None
+            ]
+        )
+        return tokenizer
+
+    try:
+        encoder = LibraryEncoder(parse)
+    except Exception as error:  # the library raises bare Exception
+        _fail(folder, f"the tokenizers library cannot read it: {clipped(str(error))}")
+    return _vocabulary(folder, described, config, named, encoder.with_specials), encoder
+
+
+def kind_of_folder(folder: Folder) -> str:
+    """In a few words, for people."""
+    described = folder.json("tokenizer.json")
+    model = described.get("model")
+    if not isinstance(model, dict):
+        return "tokenizer.json, unusable: 'model' is no object"
+    return f"tokenizer.json ({clipped(str(model.get('type')))}, {len(model.get('vocab') or ())} tokens and more)"
+
+
+def _check(folder: Folder, described: Mapping[str, Any]) -> None:
+    """What the library would take or pass over though Puna cannot use it."""
+    model = described.get("model")
+    if not isinstance(model, dict):
+        _fail(folder, f"'model' is {brief(model)}; expected an object")
+    kind = model.get("type", "BPE" if "merges" in model else None)
+    if kind not in MODELS:
+        _fail(folder, f"the model is of type {brief(kind)}; Puna reads: {', '.join(MODELS)}")
+    if model.get("end_of_word_suffix") or model.get("continuing_subword_prefix"):
+        _fail(folder, "the model marks parts of words (end_of_word_suffix, continuing_subword_prefix); Puna does not")
+    if model.get("dropout"):
+        _fail(folder, f"the model has dropout {brief(model['dropout'])}, so that a text has no one tokenization")
+    vocab = model.get("vocab")
+    if isinstance(vocab, dict):
+        for token, index in vocab.items():
+            if type(index) is not int or not 0 <= index < MAX_ID:
+                _fail(folder, f"token {clipped(token)!r} has the id {brief(index)}; expected one below {MAX_ID}")
+
+
+def _vocabulary(
+    folder: Folder,
+    described: Mapping[str, Any],
+    config: Mapping[str, Any],
+    named: Mapping[str, str],
+    tokenizer: tokenizers.Tokenizer,
+) -> Vocabulary:
+    decoding = _read_decoder(folder, described.get("decoder"))
+    ids = tokenizer.get_vocab(with_added_tokens=True)
+    if not ids or max(ids.values()) >= MAX_ID:
+        _fail(folder, f"the vocabulary has {len(ids)} tokens with ids that do not start at 0 and stay below {MAX_ID}")
+    texts, kinds = [""] * (max(ids.values()) + 1), [UNUSED] * (max(ids.values()) + 1)
+    for text, index in ids.items():
+        texts[index] = text
+        kinds[index] = BYTE if decoding.bytes_by_name and byte_of(text) is not None else NORMAL
+    for index, token in tokenizer.get_added_tokens_decoder().items():
+        texts[index] = token.content
+        kinds[index] = CONTROL if token.special else USER_DEFINED
+    padded(folder, texts, kinds)
+    bos, eos = (ids.get(named.get(key, "")) for key in ("bos_token", "eos_token"))
+    before, after = around_by_config(folder, config, bos, eos) or _around_by_processor(folder, tokenizer)
+    return Vocabulary(
+        texts=tuple(texts),
+        kinds=tuple(kinds),
+        spelling=decoding.spelling,
+        bos_id=bos if bos is not None else next(iter(before), None),
+        eos_ids=end_ids(texts, kinds, [eos, *stated_ids(folder, len(texts))]),
+        before=before,
+        after=after,
+        drops_first_space=decoding.drops_first_space,
+        shrinks=_shrinks(described),
+    )
+
+
+def padded(folder: Folder, texts: list[str], kinds: list[int]) -> None:
+    """Adds the rows of the embedding matrix that no token belongs to: a model can draw them, and they show nothing."""
+    rows = folder.metadata.get("vocab_size")
+    missing = rows - len(texts) if isinstance(rows, int) and rows <= MAX_ID else 0
+    texts += [""] * missing
+    kinds += [UNUSED] * missing
+
+
+def around_by_config(
+    folder: Folder, config: Mapping[str, Any], bos: int | None, eos: int | None
+) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """The tokens before and after a text as tokenizer_config.json wants them; None where it does not say."""
+    keys = ("add_bos_token", "add_eos_token")
+    for key in keys:
+        if not isinstance(config.get(key), bool | None):
+            folder.fail(f"tokenizer_config.json: {key!r} is {brief(config[key])}; expected true or false")
+    if all(config.get(key) is None for key in keys):
+        return None
+    before, after = (
+        (token,) if config.get(key) and token is not None else () for key, token in zip(keys, (bos, eos), strict=True)
+    )
+    return before, after
+
+
+def _around_by_processor(folder: Folder, tokenizer: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    try:
+        probe = tokenizer.encode("a")
+    except Exception as error:  # the library raises bare Exception
+        _fail(folder, f"it cannot encode: {clipped(str(error))}")
+    inside = [place for place, special in enumerate(probe.special_tokens_mask) if not special]
+    if not inside:
+        return tuple(probe.ids), ()
+    return tuple(probe.ids[: inside[0]]), tuple(probe.ids[inside[-1] + 1 :])
+
+
+def _shrinks(described: Mapping[str, Any]) -> int:
+    """As Vocabulary has it, from the normalizer: composing (NFC) makes one character of four at most."""
+    normalizer = described.get("normalizer") or {}
+    steps = normalizer.get("normalizers", [normalizer]) if isinstance(normalizer, dict) else [{}]
+    kinds = {step.get("type") for step in steps if step}
+    strips = any(token.get("lstrip") or token.get("rstrip") for token in described.get("added_tokens") or ())
+    model = described["model"]
+    fuses = not model.get("byte_fallback") and (model.get("fuse_unk") or model.get("type") == "Unigram")
+    if strips or fuses or not kinds <= {"NFC", "Prepend", "Replace"}:
+        return 0
+    return 4 if "NFC" in kinds else 1
+
+
+@dataclass(frozen=True)
+class _Decoding:
+    spelling: Spelling = "spaces"
+    bytes_by_name: bool = False
+    drops_first_space: bool = False
+
+
+def _read_decoder(folder: Folder, decoder: Any) -> _Decoding:
+    """What the steps of the file's decoder come to."""
+    steps = list(_steps(folder, decoder))
+    spelling: Spelling = "spaces"
+    by_name = drops = False
+    for step in steps:
+        match step.get("type"):
+            case "ByteLevel":
+                spelling = "characters"
+            case "ByteFallback":
+                by_name = True
+            case "Metaspace":
+                scheme = step.get("prepend_scheme") or ("always" if step.get("add_prefix_space", True) else "never")
+                drops = drops or scheme != "never"
+                if step.get("replacement", SPACE) != SPACE:
+                    _fail(
+                        folder, f"its decoder writes a space as {brief(step.get('replacement'))}; Puna reads {SPACE!r}"
+                    )
+            case "Strip":
+                if step.get("content") != " " or step.get("start") not in (0, 1) or step.get("stop"):
+                    _fail(folder, f"its decoder has the step {clipped(str(step))}; Puna strips one space at the start")
+                drops = drops or step.get("start") == 1
+            case "Replace":
+                if step.get("pattern") != {"String": SPACE} or step.get("content") != " ":
+                    _fail(folder, f"its decoder has the step {clipped(str(step))}; Puna replaces {SPACE!r} by a space")
+            case "Fuse":
+                pass
+            case kind:
+                known = "ByteLevel, ByteFallback, Metaspace, Replace, Strip, Fuse, Sequence"
+                _fail(folder, f"its decoder has a step of type {brief(kind)}; Puna reads: {known}")
+    return _Decoding(spelling, by_name, drops)
+
+
+def _steps(folder: Folder, decoder: Any) -> Iterable[dict[str, Any]]:
+    if not isinstance(decoder, dict):
+        _fail(folder, f"'decoder' is {brief(decoder)}; expected an object that says how tokens become text")
+    if decoder.get("type") != "Sequence":
+        return [decoder]
+    inner = decoder.get("decoders")
+    if not isinstance(inner, list) or not all(isinstance(step, dict) for step in inner):
+        _fail(folder, "'decoder' is a sequence without a list of steps")
+    return inner
+
+
+def named_tokens(folder: Folder, config: Mapping[str, Any]) -> dict[str, str]:
+    """The texts of bos_token and its like in tokenizer_config.json."""
+    named = {}
+    for key in _NAMED:
+        value = config.get(key)
+        value = value.get("content") if isinstance(value, dict) else value
+        if value is not None and not isinstance(value, str):
+            folder.fail(f"tokenizer_config.json: {key!r} is {brief(value)}; expected a token's text")
+        if value:
+            named[key] = value
+    return named
+
+
+def stated_ids(folder: Folder, count: int) -> list[int]:
+    """`eos_token_id` of generation_config.json, or else of config.json: a number or a list of them."""
+    for name in ("generation_config.json", "config.json"):
+        value = folder.json(name).get("eos_token_id")
+        if value is None:
+            continue
+        values = value if isinstance(value, list) else [value]
+        for token in values:
+            if type(token) is not int or not 0 <= token < count:
+                folder.fail(f"{name}: 'eos_token_id' is {brief(value)}; expected token ids from 0 to {count - 1}")
+        return values
+    return []
+
+
+def _fail(folder: Folder, message: str) -> NoReturn:
+    folder.fail(f"tokenizer.json: {message}")
