@@ -7,12 +7,14 @@ The kinds of encoders: byte-pair merging and unigrams by the `tokenizers` librar
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Protocol
 
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers
 
+from puna.errors import PunaError
 from puna.models.pretokenizers import PreTokenizer
 from puna.models.score_merging import ScoreMerging
 from puna.models.vocabulary import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary, byte_of
@@ -105,6 +107,17 @@ class LibraryEncoder:
         return tokenizer
 
 
+@contextmanager
+def library_errors() -> Iterator[None]:
+    """The library raises bare Exception, and its panics are no Exception at all; here both become ValueError."""
+    try:
+        yield
+    except (PunaError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise ValueError(str(error)) from None
+
+
 def encode_by_library(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
     if len(text) < LONG_TEXT:
         return tokenizer.encode(text, add_special_tokens=False).ids
@@ -115,8 +128,8 @@ def encode_by_library(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
 def ranked_merging(
     vocabulary: Vocabulary, merges: list[tuple[str, str]], cut: PreTokenizer
 ) -> Callable[[str], list[int]]:
-    """Byte-pair encoding by a list of pairs, the best first. The library raises bare Exception where merges name tokens
-    that are not in the vocabulary."""
+    """Byte-pair encoding by a list of pairs, the best first. Raises as the library does (`library_errors`) where merges
+    name tokens that are not in the vocabulary."""
     ids = {text: index for index, text in enumerate(vocabulary.texts)}
     in_bytes = vocabulary.spelling == "characters"
     tokenizer = tokenizers.Tokenizer(

@@ -15,7 +15,7 @@ from typing import Any, NoReturn, Protocol
 import tokenizers
 from tokenizers import AddedToken
 
-from puna.models.encoders import Encoder, LibraryEncoder
+from puna.models.encoders import Encoder, LibraryEncoder, library_errors
 from puna.models.gguf_parse import brief, clipped
 from puna.models.model_file import ModelFile
 from puna.models.vocabulary import (
@@ -63,8 +63,9 @@ def folder_tokenizer(folder: Folder) -> tuple[Vocabulary, Encoder]:
         return tokenizer
 
     try:
-        encoder = LibraryEncoder(parse)
-    except Exception as error:  # the library raises bare Exception
+        with library_errors():
+            encoder = LibraryEncoder(parse)
+    except ValueError as error:
         _fail(folder, f"the tokenizers library cannot read it: {clipped(str(error))}")
     return _vocabulary(folder, described, config, named, encoder.with_specials), encoder
 
@@ -157,8 +158,9 @@ def around_by_config(
 
 def _around_by_processor(folder: Folder, tokenizer: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
     try:
-        probe = tokenizer.encode("a")
-    except Exception as error:  # the library raises bare Exception
+        with library_errors():
+            probe = tokenizer.encode("a")
+    except ValueError as error:
         _fail(folder, f"it cannot encode: {clipped(str(error))}")
     inside = [place for place, special in enumerate(probe.special_tokens_mask) if not special]
     if not inside:
@@ -168,11 +170,11 @@ def _around_by_processor(folder: Folder, tokenizer: tokenizers.Tokenizer) -> tup
 
 def _shrinks(described: Mapping[str, Any]) -> int:
     """As Vocabulary has it, from the normalizer: composing (NFC) makes one character of four at most."""
-    normalizer = described.get("normalizer") or {}
-    steps = normalizer.get("normalizers", [normalizer]) if isinstance(normalizer, dict) else [{}]
-    kinds = {step.get("type") for step in steps if step}
-    strips = any(token.get("lstrip") or token.get("rstrip") for token in described.get("added_tokens") or ())
-    model = described["model"]
+    normalizer, model = described.get("normalizer"), described["model"]
+    steps = normalizer.get("normalizers", [normalizer]) if isinstance(normalizer, dict) else []
+    kinds = {str(step.get("type")) for step in steps if isinstance(step, dict)}
+    added = described.get("added_tokens") or []
+    strips = any(token.get("lstrip") or token.get("rstrip") for token in added if isinstance(token, dict))
     fuses = not model.get("byte_fallback") and (model.get("fuse_unk") or model.get("type") == "Unigram")
     if strips or fuses or not kinds <= {"NFC", "Prepend", "Replace"}:
         return 0
@@ -246,7 +248,7 @@ def named_tokens(folder: Folder, config: Mapping[str, Any]) -> dict[str, str]:
 def stated_ids(folder: Folder, count: int) -> list[int]:
     """`eos_token_id` of generation_config.json, or else of config.json: a number or a list of them."""
     for name in ("generation_config.json", "config.json"):
-        value = folder.json(name).get("eos_token_id")
+        value = (folder.metadata if name == "config.json" else folder.json(name)).get("eos_token_id")
         if value is None:
             continue
         values = value if isinstance(value, list) else [value]

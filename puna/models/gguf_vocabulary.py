@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from puna.errors import ModelFileError
-from puna.models.encoders import CuttingEncoder, Encoder, ranked_merging, scored_merging, unigram
+from puna.models.encoders import CuttingEncoder, Encoder, library_errors, ranked_merging, scored_merging, unigram
 from puna.models.facts import Facts
 from puna.models.model_file import ModelFile
 from puna.models.pretokenizers import LINES, PRE_TOKENIZERS, PreTokenizer
@@ -41,31 +41,40 @@ KINDS = {
 def gguf_tokenizer(file: ModelFile) -> tuple[Vocabulary, Encoder]:
     """Raises ModelFileError where the metadata describe no tokenizer that Puna can use."""
     vocabulary = read_vocabulary(file)
+    try:
+        return vocabulary, _encoder(file, vocabulary)
+    except ValueError as error:
+        file.fail(f"the vocabulary contradicts itself: {error}")
+
+
+def _encoder(file: ModelFile, vocabulary: Vocabulary) -> Encoder:
+    """Raises ModelFileError, or ValueError where the library does not take it."""
     facts = vocabulary_facts(file)
     space_prefix = vocabulary.drops_first_space
-    try:
-        match facts.text("model"):
-            case "llama":
-                merging = scored_merging(
-                    vocabulary, _scores(file, vocabulary), _token_id(file, "unknown", vocabulary.texts)
-                )
-                return vocabulary, CuttingEncoder(vocabulary, merging, leading_space=space_prefix)
-            case "t5":
+    match facts.text("model"):
+        case "llama":
+            unknown = _token_id(file, "unknown", vocabulary.texts)
+            merging = scored_merging(vocabulary, _scores(file, vocabulary), unknown)
+            return CuttingEncoder(vocabulary, merging, leading_space=space_prefix)
+        case "t5":
+            scores = _scores(file, vocabulary)
+            unknown_id = facts.integer("unknown_token_id", 2, least=0, most=len(vocabulary.texts) - 1)
+            one_space = facts.flag("remove_extra_whitespaces", False)
+            charsmap = _bytes(file, "tokenizer.ggml.precompiled_charsmap")
+            with library_errors():
                 encode = unigram(
                     vocabulary,
-                    _scores(file, vocabulary),
-                    facts.integer("unknown_token_id", 2, least=0, most=len(vocabulary.texts) - 1),
+                    scores,
+                    unknown_id,
                     space_prefix=space_prefix,
-                    one_space=facts.flag("remove_extra_whitespaces", False),
-                    charsmap=_bytes(file, "tokenizer.ggml.precompiled_charsmap"),
+                    one_space=one_space,
+                    charsmap=charsmap,
                 )
-                return vocabulary, CuttingEncoder(vocabulary, encode)
-            case _:
-                return vocabulary, CuttingEncoder(vocabulary, ranked_merging(vocabulary, _merges(file), _cut(file)))
-    except ModelFileError:
-        raise
-    except Exception as error:  # the library raises bare Exception
-        file.fail(f"the vocabulary contradicts itself: {error}")
+            return CuttingEncoder(vocabulary, encode)
+        case _:
+            merges, cut = _merges(file), _cut(file)
+            with library_errors():
+                return CuttingEncoder(vocabulary, ranked_merging(vocabulary, merges, cut))
 
 
 def vocabulary_facts(file: ModelFile) -> Facts:

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from tokenizers import normalizers
 
-from puna.models.encoders import CuttingEncoder, Encoder, scored_merging, unigram
+from puna.models.encoders import CuttingEncoder, Encoder, library_errors, scored_merging, unigram
 from puna.models.folder_vocabulary import Folder, around_by_config, named_tokens, padded, stated_ids
 from puna.models.gguf_parse import brief, clipped
 from puna.models.vocabulary import CONTROL, NORMAL, SPACE, UNUSED, USER_DEFINED, Vocabulary, end_ids
@@ -58,8 +58,9 @@ def sentencepiece_tokenizer(folder: Folder) -> tuple[Vocabulary, Encoder]:
     except (ValueError, struct.error) as error:
         folder.fail(f"tokenizer.model is no SentencePiece file: {clipped(str(error))}")
     try:
-        return _build(folder, described)
-    except (ValueError, KeyError) as error:
+        with library_errors():
+            return _build(folder, described)
+    except ValueError as error:
         folder.fail(f"tokenizer.model contradicts itself: {clipped(str(error))}")
 
 
