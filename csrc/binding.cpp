@@ -35,7 +35,7 @@ using OpTuple = std::tuple<int, std::vector<int64_t>, std::vector<float>>;
 std::vector<Op> to_ops(const std::vector<OpTuple>& tuples) {
   std::vector<Op> ops;
   for (const auto& [kind, ints, floats] : tuples) {
-    if (kind < 0 || kind > static_cast<int>(OpKind::softcap)) throw std::invalid_argument("unknown operator");
+    if (kind < 0 || kind > static_cast<int>(OpKind::scale_rows)) throw std::invalid_argument("unknown operator");
     ops.push_back({static_cast<OpKind>(kind), ints, floats});
   }
   return ops;
@@ -185,6 +185,7 @@ NB_MODULE(_native, m) {
       .def("threads", [](Core& c) { return c.executor().threads(); })
       .def("engaged_threads", [](Core& c) { return c.executor().engaged_threads(); })
       .def("packed_bytes", [](Core& c) { return c.executor().packed_bytes(); })
+      .def("experts_scratch_bytes", [](Core& c) { return c.executor().experts_scratch_bytes(); })
       .def("profile", [](Core& c, bool on) { c.executor().profile(on); })
       .def("profile_times", [](Core& c) {
         std::vector<std::tuple<std::string, int64_t, int64_t, int64_t, int64_t>> rows;

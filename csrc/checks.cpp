@@ -72,6 +72,25 @@ void Executor::check_op(const Op& op) const {
       require(width(1) == op.ints[3] * op.ints[5] && width(0) == width(1) && op.ints[0] != op.ints[1]);
       break;
     }
+    case OpKind::experts: {
+      const int64_t count = width(2), used = op.ints[6];
+      require(used >= 1 && used <= count);
+      require(op.ints[0] != op.ints[1] && op.ints[0] != op.ints[2]);
+      for (size_t i = 0; i < 3; ++i) require(op.ints[i] != logits_);  // whose rows have gaps between them
+      const int64_t inner = weight(3).matrix.out_features;
+      for (const size_t stack : {3, 4, 5}) {
+        weight(stack);
+        require(op.ints[stack] + count <= static_cast<int64_t>(weights_.size()));
+        const Matrix& first = weight(stack).matrix;
+        for (int64_t e = 0; e < count; ++e) {
+          const Matrix& m = weights_[static_cast<size_t>(op.ints[stack] + e)]->matrix;
+          require(m.panels && m.layout == first.layout);
+          require(m.in_features == (stack == 5 ? inner : width(1)) && m.out_features == (stack == 5 ? width(0) : inner));
+        }
+      }
+      break;
+    }
+    case OpKind::scale_rows: require(width(1) == 1 && op.ints[0] != op.ints[1]); width(0); break;
     case OpKind::activate: require(width(0) == width(1)); break;
     case OpKind::gate: require(width(0) == width(1) && width(0) == width(2)); break;
     case OpKind::add: require(width(0) == width(1)); break;

@@ -34,7 +34,9 @@ bool reads(const Op& op, int64_t buffer) {
     case OpKind::linear: return is(0) || (is(1) && op.ints[4] != 0);
     case OpKind::store_kv:
     case OpKind::gate: return is(1) || is(2);
-    case OpKind::add: return is(0) || is(1);
+    case OpKind::add:
+    case OpKind::scale_rows: return is(0) || is(1);
+    case OpKind::experts: return is(1) || is(2) || (is(0) && op.ints[9] != 0);
     case OpKind::embed_positions:
     case OpKind::rope:
     case OpKind::scale:
@@ -53,6 +55,7 @@ bool overwrites(const Op& op, int64_t buffer) {
 Executor::Executor(const std::string& path, int threads, int cores, bool pin)
     : kernels_(choose_path(path)),
       pool_(std::clamp(threads, 1, 256), cores, pin),
+      experts_(pool_.threads()),
       rounded_{RoundedRows(pool_.threads()), RoundedRows(pool_.threads())},
       sample_scratch_(static_cast<size_t>(pool_.threads())) {}
 
@@ -96,6 +99,7 @@ void Executor::bind(std::vector<int64_t> buffer_widths, std::vector<Op> body, st
   logits_ = logits;
   kv_ = KVPool(std::move(layers), config);
   rotations_.clear();
+  expert_matrices_.clear();
   plan(body_);
   plan(head_);
   if (!head_.stages.empty()) {
@@ -121,8 +125,9 @@ void Executor::plan(OpList& list) {
   for (int i = 0; i < static_cast<int>(list.ops.size()); ++i) {
     Op& op = list.ops[static_cast<size_t>(i)];
     check_op(op);
-    if (op.kind == OpKind::store_kv || op.kind == OpKind::attend) {
-      if (op.kind == OpKind::attend && op.ints[0] == rounded) rounded = -1;
+    if (op.kind == OpKind::store_kv || op.kind == OpKind::attend || op.kind == OpKind::experts) {
+      if (op.kind != OpKind::store_kv && op.ints[0] == rounded) rounded = -1;
+      if (op.kind == OpKind::experts) op.experts = gather_experts(op);
       list.stages.push_back({Stage::whole, {i}});
       continue;
     }
@@ -165,12 +170,20 @@ void Executor::plan(OpList& list) {
     if (output == rounded) rounded = -1;
   }
   static const char* const names[] = {"embed", "embed_positions", "rms_norm", "layer_norm", "linear", "rope",   "store_kv",
-                                      "attend", "activate",       "gate",     "add",        "scale",  "softcap"};
+                                      "attend", "activate",       "gate",     "add",        "scale",  "softcap", "experts",
+                                      "scale_rows"};
   for (Stage& stage : list.stages) {
     for (const int i : stage.ops) {
       const Op& op = list.ops[static_cast<size_t>(i)];
       if (!stage.name.empty()) stage.name += " + ";
       stage.name += names[static_cast<int>(op.kind)];
+      if (op.kind == OpKind::experts) {
+        const Matrix& m = expert_matrices_[static_cast<size_t>(op.experts)].gate[0];
+        const int64_t outputs = widths_[static_cast<size_t>(op.ints[0])];
+        stage.name.append(" ").append(std::to_string(m.in_features)).append("x").append(std::to_string(m.out_features));
+        stage.experts = true;
+        stage.operations += 2 * op.ints[6] * m.out_features * (2 * m.in_features + outputs);
+      }
       if (op.kind != OpKind::linear) continue;
       const Matrix& m = weights_[static_cast<size_t>(op.ints[2])]->matrix;
       stage.name.append(" ").append(std::to_string(m.in_features)).append("x").append(std::to_string(m.out_features));
@@ -211,6 +224,19 @@ bool Executor::is_gated(const OpList& list, int gate) const {
   });
 }
 
+// A stack of experts is as many weights, one after the other.
+int Executor::gather_experts(const Op& op) {
+  ExpertMatrices found;
+  const int64_t count = widths_[static_cast<size_t>(op.ints[2])];
+  for (int64_t e = 0; e < count; ++e) {
+    found.gate.push_back(weights_[static_cast<size_t>(op.ints[3] + e)]->matrix);
+    found.up.push_back(weights_[static_cast<size_t>(op.ints[4] + e)]->matrix);
+    found.down.push_back(weights_[static_cast<size_t>(op.ints[5] + e)]->matrix);
+  }
+  expert_matrices_.push_back(std::move(found));
+  return static_cast<int>(expert_matrices_.size()) - 1;
+}
+
 void Executor::profile(bool on) {
   profiling_ = on;
   if (on) times_.clear();
@@ -221,7 +247,7 @@ void Executor::note(const Stage& stage, int64_t rows, int64_t nanoseconds) {
   if (found == times_.end()) found = times_.insert(found, StageTime{stage.name, 0, 0, 0, 0});
   found->calls += 1;
   found->nanoseconds += nanoseconds;
-  found->bytes += stage.bytes;
+  found->bytes += stage.experts ? experts_.bytes_read() : stage.bytes;
   found->operations += stage.operations * rows;
 }
 

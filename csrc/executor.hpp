@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "attention_step.hpp"
+#include "experts.hpp"
 #include "kernels.hpp"
 #include "kv_pool.hpp"
 #include "memory.hpp"
@@ -36,7 +37,9 @@ enum class OpKind : int {
   gate,
   add,
   scale,
-  softcap
+  softcap,
+  experts,
+  scale_rows
 };
 
 struct Op {
@@ -44,6 +47,7 @@ struct Op {
   std::vector<int64_t> ints;
   std::vector<float> floats;
   int rope_table = -1;  // found when the program is bound
+  int experts = -1;     // likewise: whose matrices are side by side
 };
 
 // What one round of the threads does: all row-wise operators that follow each other, on each row in turn, the rounding
@@ -58,6 +62,7 @@ struct Stage {
   std::string name = {};   // for profiles
   int64_t bytes = 0;       // of packed weights
   int64_t operations = 0;  // a row
+  bool experts = false;    // bytes are those of the experts that a step wanted
 };
 
 // Time spent in a stage since profiling began.
@@ -129,6 +134,7 @@ class Executor {
   int threads() const { return pool_.threads(); }
   int engaged_threads() const { return pool_.engaged(); }
   size_t packed_bytes() const;
+  size_t experts_scratch_bytes() const { return experts_.scratch_bytes(); }
 
   // Testing aid: sums over K begin at a group chosen by the number of rows in the batch, which is exactly the mistake
   // that the identity tests exist to catch.
@@ -149,6 +155,8 @@ class Executor {
   void check_op(const Op& op) const;
   void plan(OpList& list);
   bool is_gated(const OpList& list, int gate) const;
+  int gather_experts(const Op& op);
+  void run_experts(const Op& op, std::vector<Floats>& buffers, RowRange rows);
   void make_rotations(const StepView& view);
   void run_head(const StepView& view);
   void run(const OpList& list, std::vector<Floats>& buffers, int64_t rows, const StepView& view);
@@ -178,6 +186,8 @@ class Executor {
   OpList head_;
   KVPool kv_;
   AttentionStep attention_;
+  ExpertsStep experts_;
+  std::vector<ExpertMatrices> expert_matrices_;
   int hidden_ = 0;
   int logits_ = 0;
   std::vector<Floats> body_buffers_;

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "executor.hpp"
+#include "routing.hpp"
 
 namespace puna {
 
@@ -44,11 +45,19 @@ void Executor::run_stage(const OpList& list, const Stage& stage, std::vector<Flo
   if (stage.kind == Stage::linears) return run_linears(list, stage, buffers, rows);
   if (stage.kind == Stage::gated) return run_gated(list, stage, buffers, rows);
   const Op& op = list.ops[static_cast<size_t>(stage.ops[0])];
+  if (op.kind == OpKind::experts) return run_experts(op, buffers, rows);
   const auto buffer = [&](size_t i) { return buffers[static_cast<size_t>(op.ints[i])].data(); };
   if (op.kind == OpKind::store_kv)
     return kv_.store(*kernels_, pool_, view.places(), static_cast<size_t>(op.ints[0]), buffer(1), buffer(2));
   const AttendShape shape{static_cast<size_t>(op.ints[2]), op.ints[3], static_cast<int>(op.ints[6]), op.floats[0], op.floats[1]};
   attention_.run(*kernels_, pool_, kv_, shape, buffer(1), buffer(0));
+}
+
+void Executor::run_experts(const Op& op, std::vector<Floats>& buffers, RowRange rows) {
+  const auto buffer = [&](size_t i) { return buffers[static_cast<size_t>(op.ints[i])].data(); };
+  experts_.run(*kernels_, pool_,
+               {&expert_matrices_[static_cast<size_t>(op.experts)], buffer(1), buffer(2), buffer(0), rows.count, op.ints[6],
+                static_cast<int>(op.ints[7]), op.ints[8] != 0, op.floats[0], op.ints[9] != 0, broken_order_});
 }
 
 void Executor::run_rows(const OpList& list, const Stage& stage, std::vector<Floats>& buffers, RowRange rows, const StepView& view) {
@@ -178,8 +187,14 @@ void Executor::run_row(const Op& op, std::vector<Floats>& buffers, int64_t row, 
     case OpKind::softcap:
       for (int64_t i = 0; i < width(0); ++i) at(0)[i] = op.floats[0] * std::tanh(at(0)[i] / op.floats[0]);
       break;
+    case OpKind::scale_rows: {
+      const float factor = sigmoid_of(*at(1));
+      for (int64_t i = 0; i < width(0); ++i) at(0)[i] *= factor;
+      break;
+    }
     case OpKind::linear:
     case OpKind::store_kv:
+    case OpKind::experts:
     case OpKind::attend: break;  // stages of their own
   }
 }

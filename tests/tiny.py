@@ -36,6 +36,7 @@ def write_tiny_llama(
     kv_heads: int = 2,
     head_dim: int = 16,
     ffn: int = 96,
+    experts: int = 0,
     vocab: int = 300,
     context: int = 256,
     types: str | Mapping[str, str] = "F32",
@@ -47,7 +48,8 @@ def write_tiny_llama(
 
     `types`: the element type of all matrices, or a mapping from parts of tensor names to types (first hit wins; ""
     hits all), as in {"token_embd": "Q8_0", "": "Q4_1"}. Norms are F32. `metadata` is added to what is written, a value
-    of None takes an entry out. `vocab` is at least 259: three special tokens and all bytes.
+    of None takes an entry out. `vocab` is at least 259: three special tokens and all bytes. `experts`: so many
+    feed-forwards a layer, of which a token takes two; 0 is a plain one.
     """
     tokens, merges = tiny_vocabulary(vocab)
     random = np.random.default_rng(seed)
@@ -56,6 +58,13 @@ def write_tiny_llama(
     def matrix(name: str, rows: int, columns: int, spread: float) -> None:
         values = random.standard_normal((rows, columns), np.float32) * np.float32(spread)
         tensors.append(encode(name, values, _type_of(name, types)))
+
+    def feed_forward(name: str, rows: int, columns: int) -> None:
+        if not experts:
+            matrix(f"{name}.weight", rows, columns, columns**-0.5)
+            return
+        values = random.standard_normal((experts, rows, columns), np.float32) * np.float32(columns**-0.5)
+        tensors.append(encode(f"{name}_exps.weight", values, _type_of(name, types)))
 
     def norm(name: str) -> None:
         tensors.append(encode(name, 1 + 0.1 * random.standard_normal(width, np.float32), "F32"))
@@ -69,9 +78,11 @@ def write_tiny_llama(
         matrix(prefix + "attn_v.weight", kv_heads * head_dim, width, 1 / width**0.5)
         matrix(prefix + "attn_output.weight", width, heads * head_dim, 1 / (heads * head_dim) ** 0.5)
         norm(prefix + "ffn_norm.weight")
-        matrix(prefix + "ffn_gate.weight", ffn, width, 1 / width**0.5)
-        matrix(prefix + "ffn_up.weight", ffn, width, 1 / width**0.5)
-        matrix(prefix + "ffn_down.weight", width, ffn, 1 / ffn**0.5)
+        if experts:
+            matrix(prefix + "ffn_gate_inp.weight", experts, width, 2 / width**0.5)
+        feed_forward(prefix + "ffn_gate", ffn, width)
+        feed_forward(prefix + "ffn_up", ffn, width)
+        feed_forward(prefix + "ffn_down", width, ffn)
     norm("output_norm.weight")
     if not tied:
         matrix("output.weight", vocab, width, 1.0)
@@ -104,6 +115,8 @@ def write_tiny_llama(
         "tokenizer.ggml.add_bos_token": False,
         "tokenizer.chat_template": CHATML,
     }
+    if experts:
+        entries |= {"llama.expert_count": experts, "llama.expert_used_count": 2}
     entries |= metadata or {}
     write_gguf(path, {key: value for key, value in entries.items() if value is not None}, tensors)
     return Path(path)

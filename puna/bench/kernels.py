@@ -22,7 +22,7 @@ from puna.bench.work import Work, kind_of, work_of
 from puna.engine.config import EngineConfig
 from puna.kernels.batch import KVConfig
 from puna.kernels.cpu import NativeInterpreter
-from puna.kernels.program import Embed, Linear, Op, Program
+from puna.kernels.program import Embed, Linear, Op, Program, weights_of
 from puna.kernels.tensor import RawTensor
 from puna.models.load import LoadedModel
 
@@ -200,8 +200,9 @@ def _unsampled(shape: StepShape) -> StepShape:
 
 def _sources(op: Op) -> list[str]:
     """The buffers that an operator reads."""
-    fields = ("src", "buffer", "gate", "up", "query", "key", "value")
-    return [name for field in fields if isinstance(name := getattr(op, field, None), str)]
+    fields = ("src", "buffer", "router", "gate", "up", "query", "key", "value")
+    names = [name for field in fields if isinstance(name := getattr(op, field, None), str)]
+    return [name for name in names if name not in weights_of(op)]
 
 
 def _random_table(name: str, width: int) -> RawTensor:

@@ -16,6 +16,7 @@ from puna.kernels.program import (
     Activate,
     Add,
     Attend,
+    Experts,
     Gate,
     LayerNorm,
     Linear,
@@ -23,8 +24,10 @@ from puna.kernels.program import (
     RmsNorm,
     Rope,
     Scale,
+    ScaleRows,
     Softcap,
     StoreKV,
+    weights_of,
 )
 from puna.models.load import LoadedModel
 
@@ -35,6 +38,7 @@ FLOAT_TYPES = ("F32", "F16", "BF16")
 VALUE_OPERATIONS: dict[type, int] = {
     Add: 1,
     Scale: 1,
+    ScaleRows: 1,
     StoreKV: 1,
     Rope: 3,
     RmsNorm: 4,
@@ -77,7 +81,9 @@ def kind_of(op: Op) -> str:
 
 
 def work_of(ops: list[Op], model: LoadedModel, config: EngineConfig, shape: StepShape, packed_bytes: float) -> Work:
-    """Of `ops` in a step of that shape. `packed_bytes`: of their weights."""
+    """Of `ops` in a step of that shape. `packed_bytes`: of their weights, of which experts that nobody is routed to are
+    not read."""
+    packed_bytes *= _read_share(ops, model, shape)
     works = [_work(op, model, config, shape) for op in ops]
     passing = [work.moved_bytes for op, work in zip(ops, works, strict=True) if isinstance(op, Attend)]
     staying = [work.moved_bytes for op, work in zip(ops, works, strict=True) if not isinstance(op, Attend)]
@@ -94,6 +100,18 @@ def _operand(type: str, config: EngineConfig) -> str:
     return "f32" if type in FLOAT_TYPES else "int8"
 
 
+def _read_share(ops: list[Op], model: LoadedModel, shape: StepShape) -> float:
+    """Bytes of weights that a step reads, of all there are, where routing is even; counted in the file."""
+    total = read = 0.0
+    for op in ops:
+        unwanted = 0.0
+        if isinstance(op, Experts):
+            unwanted = (1 - op.used / model.program.buffers[op.router]) ** shape.tokens
+        size = sum(model.weights[name].nbytes for name in weights_of(op))
+        total, read = total + size, read + size * (1 - unwanted)
+    return read / total if total else 1.0
+
+
 def _work(op: Op, model: LoadedModel, config: EngineConfig, shape: StepShape) -> Work:
     widths, rows = model.program.buffers, shape.tokens
     if isinstance(op, Linear):
@@ -101,6 +119,11 @@ def _work(op: Op, model: LoadedModel, config: EngineConfig, shape: StepShape) ->
         operand = _operand(model.weights[op.weight].type, config)
         moved = rows * (read * OPERAND_BYTES[operand] + written * FLOAT_BYTES)
         return Work(moved, 2.0 * rows * read * written, operand, moved)
+    if isinstance(op, Experts):
+        read, written, scores = widths[op.src], widths[op.out], widths[op.router]
+        operand = _operand(model.weights[op.up].type, config)
+        moved = rows * (read * OPERAND_BYTES[operand] + (scores + written) * FLOAT_BYTES)
+        return Work(moved, 2.0 * rows * op.used * op.width * (2 * read + written), operand, moved)
     if isinstance(op, Attend):
         kept = kv_bytes_per_token(model.program.kv[op.layer], config.kv_dtype)
         # Each sequence's keys and values once, however many of its tokens look at them.

@@ -13,11 +13,12 @@ from puna.engine.config import EngineConfig
 from puna.engine.limits import MemoryLimit
 from puna.errors import InputError, MemoryBudgetError
 from puna.kernels.batch import KVConfig, kv_bytes_per_block
-from puna.kernels.program import Program
+from puna.kernels.program import Experts, Program
 from puna.kernels.tensor import RawTensor
 
 ASSUMED_BUDGET_TOKENS = 2048  # for the working space, where the budget is measured later
 SCORED_ROWS = 256  # rows of logits that are in memory at once
+EXPERTS_BYTES = 64 << 20  # rows that wait for experts at a time take no more (csrc/experts.cpp)
 _QUANTISED_GROWTH = 1.25  # packed weights keep wider scales than the file does
 
 
@@ -132,7 +133,20 @@ def _work_bytes(config: EngineConfig, program: Program, max_model_len: int) -> i
     tokens = config.budget_tokens or ASSUMED_BUDGET_TOKENS
     widths = sum(width for name, width in program.buffers.items() if name != "logits")
     logits = max(config.max_seqs, SCORED_ROWS) * program.vocab_size
-    return 4 * (tokens * widths + logits + config.max_seqs * max_model_len)
+    return 4 * (tokens * widths + logits + config.max_seqs * max_model_len) + _experts_bytes(program, tokens)
+
+
+def _experts_bytes(program: Program, tokens: int) -> int:
+    """Of the largest mixture: rows gathered by expert, up to 15 more an expert where they are rounded in tiles."""
+    most = 0
+    for op in program.body:
+        if isinstance(op, Experts):
+            width, experts = max(program.buffers[op.src], op.width), program.buffers[op.router]
+            rounded = 81 * -(-width // 32)
+            row = 4 * (program.buffers[op.src] + 2 * op.width + program.buffers[op.out]) + rounded
+            rows = tokens * op.used
+            most = max(most, min(EXPERTS_BYTES, rows * row) + 15 * min(experts, rows) * rounded)
+    return most
 
 
 def _account(rows: tuple[MemoryRow, ...]) -> str:

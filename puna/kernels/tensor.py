@@ -6,7 +6,7 @@ file, so a tensor must not outlive its file. This module knows how large each ty
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,14 +86,32 @@ class RawTensor:
     def renamed(self, name: str) -> RawTensor:
         return RawTensor(name, self.type, self.shape, self.data)
 
+    def matrices(self) -> Iterator[RawTensor]:
+        """Those that a tensor of three extents holds, in their order."""
+        data, size = self.data, self.nbytes // self.shape[0]
+        for index in range(self.shape[0]):
+            part = data[index * size : (index + 1) * size]
+            yield RawTensor(f"{self.name}.{index}", self.type, self.shape[1:], part)
+
 
 class MadeTensor(RawTensor):
-    """A tensor whose bytes are made from others whenever they are asked for, and not kept."""
+    """A tensor whose bytes are made from others whenever they are asked for, and not kept.
+
+    `parts`: the tensors that it is a stack of, each of which can be had without the others.
+    """
 
     _make: Callable[[], npt.NDArray[np.uint8]]
+    _parts: tuple[RawTensor, ...]
 
-    def __init__(self, name: str, type: str, shape: tuple[int, ...], make: Callable[[], npt.NDArray[np.uint8]]) -> None:
-        for field, value in (("name", name), ("type", type), ("shape", shape), ("_make", make)):
+    def __init__(
+        self,
+        name: str,
+        type: str,
+        shape: tuple[int, ...],
+        make: Callable[[], npt.NDArray[np.uint8]],
+        parts: tuple[RawTensor, ...] = (),
+    ) -> None:
+        for field, value in (("name", name), ("type", type), ("shape", shape), ("_make", make), ("_parts", parts)):
             object.__setattr__(self, field, value)
 
     @property
@@ -101,4 +119,10 @@ class MadeTensor(RawTensor):
         return self._make()
 
     def renamed(self, name: str) -> RawTensor:
-        return MadeTensor(name, self.type, self.shape, self._make)
+        return MadeTensor(name, self.type, self.shape, self._make, self._parts)
+
+    def matrices(self) -> Iterator[RawTensor]:
+        if not self._parts:
+            yield from super().matrices()
+        for index, part in enumerate(self._parts):
+            yield part.renamed(f"{self.name}.{index}")

@@ -160,7 +160,7 @@ def _stacked(file: ModelFile, parts: Sequence[RawTensor]) -> RawTensor:
                 f"it, is {first.type} of shape {first.shape}"
             )
     make: Callable[[], Bytes] = lambda: np.concatenate([part.data for part in parts])  # noqa: E731
-    return MadeTensor(first.name, first.type, (len(parts), *first.shape), make)
+    return MadeTensor(first.name, first.type, (len(parts), *first.shape), make, tuple(parts))
 
 
 def _plain(file: ModelFile, tensor: RawTensor, done: str) -> np.dtype[np.generic]:

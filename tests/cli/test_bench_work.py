@@ -10,8 +10,9 @@ from puna.bench.steps import StepShape
 from puna.bench.work import work_of
 from puna.engine.config import EngineConfig
 from puna.kernels.batch import KVConfig, kv_bytes_per_block
-from puna.kernels.program import Attend, StoreKV
+from puna.kernels.program import Attend, Experts, StoreKV, weights_of
 from puna.models.load import load_model
+from tests.tiny import write_tiny_llama
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "int8"])
@@ -32,3 +33,19 @@ def test_int8_keeps_a_float_beside_each_head_of_keys_and_of_values(tiny_model: P
     heads = sum(2 * shape.kv_heads for shape in program.kv)
     numbers = sum(2 * shape.kv_heads * shape.head_dim for shape in program.kv)
     assert kv_bytes_per_block(program, KVConfig(1, 16, "int8")) == 16 * (numbers + 4 * heads)
+
+
+def test_of_experts_those_are_read_that_even_routing_reaches(tmp_path: Path) -> None:
+    """Two of eight experts a token: a quarter of the weights for one, hardly fewer than all for many."""
+    model = load_model(write_tiny_llama(tmp_path / "mixture.gguf", experts=8, layers=1))
+    config = EngineConfig(model="mixture", compute="float32")
+    experts = [op for op in model.program.body if isinstance(op, Experts)]
+    one, many = (work_of(experts, model, config, StepShape(1, tokens, 0), 8e6) for tokens in (1, 100))
+    assert one.moved_bytes == 8e6 / 4 + 4 * (64 + 8 + 64)
+    assert one.operations == 2 * 2 * 3 * 64 * 96
+    assert 7.99e6 < many.moved_bytes - 100 * 4 * (64 + 8 + 64) < 8e6
+    sizes = {name: 4.0 * model.weights[name].elements for name in model.program.weights()}
+    stacks = sum(sizes[name] for name in weights_of(experts[0]))
+    body = [op for op in model.program.body if weights_of(op)]
+    total = sum(sizes[name] for op in body for name in weights_of(op))
+    assert work_of(body, model, config, StepShape(1, 1, 0), total).working_bytes >= total - 0.75 * stacks

@@ -145,7 +145,7 @@ def _renamed(name: str, out: str) -> str:
 
 
 def _rename(op: Op, out: str) -> Op:
-    fields = ("src", "out", "buffer", "gate", "up", "query", "key", "value")
+    fields = ("src", "out", "buffer", "router", "gate", "up", "query", "key", "value")
     changed: dict[str, Any] = {field: "hidden" for field in fields if getattr(op, field, None) == out}
     return replace(op, **changed) if changed else op
 

@@ -34,6 +34,12 @@ def test_a_pool_that_cannot_be_is_refused(config: KVConfig, message: str) -> Non
         NativeInterpreter(case.program, case.weights, config, threads=1)
 
 
+def _experts(**given: Any) -> ops.Experts:
+    """Two experts that fit, but for what is given."""
+    good = {"src": "x", "router": "scores", "out": "x2", "gate": "stack", "up": "stack", "down": "turned", "used": 1}
+    return ops.Experts(**{**good, "width": 33, "kind": "silu", "normalised": True, **given})
+
+
 BAD: list[tuple[ops.Op, tuple[ops.KVShape, ...]]] = [
     (ops.Add("x", "y"), ()),
     (ops.RmsNorm("x", "x", "w", 1e-5), ()),
@@ -53,13 +59,21 @@ BAD: list[tuple[ops.Op, tuple[ops.KVShape, ...]]] = [
     (ops.Attend(0, "x", "x2", 3, 3, 16, 1.0), SHAPE),
     (ops.Attend(2, "x", "x2", 3, 1, 16, 1.0), (ops.KVShape(1, 16),)),
     (ops.EmbedPositions("x", "m"), ()),
+    (_experts(up="turned"), ()),
+    (_experts(down="stack"), ()),
+    (_experts(out="y"), ()),
+    (_experts(out="x"), ()),
+    (_experts(used=3), ()),
+    (_experts(used=0), ()),
+    (ops.ScaleRows("x", "y"), ()),
 ]
 
 
 @pytest.mark.parametrize(("op", "kv"), BAD, ids=lambda value: type(value).__name__)
 def test_an_operator_that_does_not_fit_is_refused(op: ops.Op, kv: tuple[ops.KVShape, ...]) -> None:
     weights = {"w": raw("w", np.ones(7)), "m": raw("m", np.ones((32, 33))), "square": raw("square", np.ones((32, 32)))}
-    case = around([op], {"x": TABLE}, weights, widths={"y": 32, "x2": 48}, out="x", kv=kv)
+    weights |= {"stack": raw("stack", np.ones((2, 33, 48))), "turned": raw("turned", np.ones((2, 48, 33)))}
+    case = around([op], {"x": TABLE}, weights, widths={"y": 32, "x2": 48, "scores": 2}, out="x", kv=kv)
     with pytest.raises(InputError, match="does not fit its buffers or weights"):
         NativeInterpreter(case.program, case.weights, GOOD, threads=1)
 
@@ -99,3 +113,11 @@ def test_the_same_program_may_be_bound_many_times_and_dropped() -> None:
     for threads in (1, 2, 3) * 5:
         again = NativeInterpreter(case.program, case.weights, GOOD, threads=threads).step(batch).logits
         np.testing.assert_array_equal(again, first)
+
+
+def test_experts_that_fit_are_not_refused() -> None:
+    """What the refusals above differ from in one thing each."""
+    weights = {"stack": raw("stack", np.ones((2, 33, 48))), "turned": raw("turned", np.ones((2, 48, 33)))}
+    case = around([_experts()], {"x": TABLE}, weights, widths={"x2": 48, "scores": 2}, out="x")
+    out = NativeInterpreter(case.program, case.weights, GOOD, threads=1).step(step([([0, 1], 0, [1])]))
+    assert (out.tokens >= 0).all()

@@ -125,23 +125,39 @@ class NativeInterpreter:
     def _add_weights(self, weights: Mapping[str, RawTensor], integer: bool, digest: Any) -> dict[str, int]:
         matrices = {op.weight for op in self.program.body + self.program.head if isinstance(op, ops.Linear)}
         embeddings = {op.weight for op in self.program.body if isinstance(op, ops.Embed | ops.EmbedPositions)}
+        mixtures = [op for op in self.program.body + self.program.head if isinstance(op, ops.Experts)]
+        stacks = {name: self.program.buffers[op.router] for op in mixtures for name in ops.weights_of(op)}
         numbers: dict[str, int] = {}
         for name in self.program.weights():
             tensor = weights[name]
-            rows, width = tensor.shape if len(tensor.shape) == 2 else (1, tensor.shape[0])
-            data = np.ascontiguousarray(tensor.data)
-            kind = tensor.type
             digest.update(f"{name}:{tensor.type}:{tensor.shape}".encode())
-            digest.update(np.ascontiguousarray(data[:: max(1, data.size // 4096)]))
-            if kind not in NATIVE_TYPES:
-                data, kind = dequantize(tensor).view(np.uint8).reshape(-1), "F32"
-            if name not in matrices or name in embeddings:  # others are packed, and not looked at again
-                self._kept.append(data)
-            try:
-                numbers[name] = self._core.add_weight(kind, data, rows, width, name in matrices, integer)
-            except ValueError as error:
-                raise ModelFileError(f"tensor {tensor.name!r} of type {tensor.type}: {error}") from None
+            if name in stacks:
+                numbers[name] = self._add_stack(tensor, stacks[name], integer, digest)
+            else:
+                kept = name not in matrices or name in embeddings  # others are packed, and not looked at again
+                numbers[name] = self._add_weight(tensor, name in matrices, kept, integer, digest)
         return numbers
+
+    def _add_stack(self, tensor: RawTensor, experts: int, integer: bool, digest: Any) -> int:
+        """As many weights as there are experts, one after the other: the number of the first."""
+        if len(tensor.shape) != 3 or tensor.shape[0] != experts:
+            raise InputError(f"weight {tensor.name!r} has shape {tensor.shape}; expected matrices of {experts} experts")
+        numbers = [self._add_weight(part, True, False, integer, digest) for part in tensor.matrices()]
+        return numbers[0]
+
+    def _add_weight(self, tensor: RawTensor, matrix: bool, kept: bool, integer: bool, digest: Any) -> int:
+        rows, width = tensor.shape if len(tensor.shape) == 2 else (1, tensor.shape[0])
+        data = np.ascontiguousarray(tensor.data)
+        kind = tensor.type
+        digest.update(np.ascontiguousarray(data[:: max(1, data.size // 4096)]))
+        if kind not in NATIVE_TYPES:
+            data, kind = dequantize(tensor).view(np.uint8).reshape(-1), "F32"
+        if kept:
+            self._kept.append(data)
+        try:
+            return int(self._core.add_weight(kind, data, rows, width, matrix, integer))
+        except ValueError as error:
+            raise ModelFileError(f"tensor {tensor.name!r} of type {tensor.type}: {error}") from None
 
     @property
     def fingerprint(self) -> str:
@@ -166,6 +182,11 @@ class NativeInterpreter:
     def engaged_threads(self) -> int:
         """Threads that get work at present: fewer than `threads` where other processes need the cores."""
         return int(self._core.engaged_threads())
+
+    @property
+    def experts_scratch_bytes(self) -> int:
+        """Memory that mixtures of experts keep for the rows of their next step, in bytes."""
+        return int(self._core.experts_scratch_bytes())
 
     @property
     def packed_bytes(self) -> int:
@@ -281,14 +302,18 @@ def flatten(op: ops.Op, buffers: Mapping[str, int], weights: Mapping[str, int]) 
             return 8, [b[op.out], b[op.src], ACTIVATIONS[op.kind]], []
         case ops.Gate():
             return 9, [b[op.out], b[op.gate], b[op.up], ACTIVATIONS[op.kind]], []
-        case ops.Experts() | ops.ScaleRows():
-            raise InputError("the native core cannot run mixtures of experts yet; use backend='reference'")
         case ops.Add():
             return 10, [b[op.out], b[op.src]], []
         case ops.Scale():
             return 11, [b[op.buffer]], [op.factor]
         case ops.Softcap():
             return 12, [b[op.buffer]], [op.cap]
+        case ops.Experts():
+            stacks = [w[op.gate], w[op.up], w[op.down]]
+            how = [op.used, ACTIVATIONS[op.kind], int(op.normalised), int(op.accumulate)]
+            return 13, [b[op.out], b[op.src], b[op.router], *stacks, *how], [op.scale]
+        case ops.ScaleRows():
+            return 14, [b[op.buffer], b[op.gate]], []
 
 
 def _optional(name: str | None, weights: Mapping[str, int]) -> int:
