@@ -6,7 +6,7 @@
 `llama-tokenize` is the program of llama.cpp; transformers is used where it can be imported (with `gguf` and `torch`).
 Each text is recorded twice, with special tokens parsed and as plain text. This needs nothing of Puna, so it runs in the
 environment that has the peers. With `--cuts` the model's vocabulary is recorded under other pre-tokenizers' names, with
-llama.cpp alone; Puna writes the files for that.
+llama.cpp alone, as a checksum of each text's ids; Puna writes the files for that.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import importlib.util
 import json
 import subprocess
 import tempfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def record_cuts(options: argparse.Namespace, texts: list[str]) -> None:
             path = Path(folder) / f"{cut}.gguf"
             write_gguf(path, {**metadata, "tokenizer.ggml.pre": cut}, [])
             ids = [llama_ids(options, path, text, parse_special=True) for text in texts]
-            recorded.append({"pre": cut, "ids": ids})
+            recorded.append({"pre": cut, "crc32": [zlib.crc32(json.dumps(row).encode()) for row in ids]})
     head = {"peers": {"llama.cpp": llama_version(options.llama_tokenize)}}
     write(options.out or DATA / "cuts.json", head, "cuts", recorded)
 

@@ -17,26 +17,68 @@ def inspect(
         str | None, typer.Option("--prompt", help="Show exactly what this question becomes: text and token ids.")
     ] = None,
     system: Annotated[str | None, typer.Option("--system", "-s", help="A system message, for --prompt.")] = None,
+    messages: Annotated[
+        Path | None,
+        typer.Option("--messages", help="The same for a conversation: a JSON file with a list of messages."),
+    ] = None,
+    tools: Annotated[
+        Path | None, typer.Option("--tools", help="A JSON file with a list of tools, for --prompt and --messages.")
+    ] = None,
 ) -> None:
     """Describe a model file."""
-    if prompt is None and system is not None:
-        raise typer.BadParameter("needs --prompt", param_hint="--system")
-    if prompt is not None and tensors:
-        raise typer.BadParameter("does not go with --prompt", param_hint="--tensors")
+    _check_usage(prompt, system, messages, tools, tensors)
     from puna.cli.progress import PullProgress
     from puna.models.names import resolve
 
     with PullProgress() as progress:
         path = resolve(model, progress=progress)
-    facts = _prompt_facts(path, prompt, system) if prompt is not None else _file_facts(path, with_tensors=tensors)
+    conversation = _conversation(prompt, system, messages)
+    facts = _prompt_facts(path, conversation, tools) if conversation else _file_facts(path, with_tensors=tensors)
     if json:
         import msgspec
 
         print(msgspec.json.format(msgspec.json.encode(facts, enc_hook=str), indent=2).decode())
-    elif prompt is not None:
+    elif conversation:
         _print_prompt(facts)
     else:
         _print_facts(facts)
+
+
+def _check_usage(
+    prompt: str | None, system: str | None, messages: Path | None, tools: Path | None, tensors: bool
+) -> None:
+    if prompt is None and system is not None:
+        raise typer.BadParameter("needs --prompt", param_hint="--system")
+    if prompt is not None and messages is not None:
+        raise typer.BadParameter("does not go with --prompt; put the question into the file", param_hint="--messages")
+    if prompt is None and messages is None and tools is not None:
+        raise typer.BadParameter("needs --prompt or --messages", param_hint="--tools")
+    if (prompt is not None or messages is not None) and tensors:
+        raise typer.BadParameter("does not go with --prompt and --messages", param_hint="--tensors")
+
+
+def _conversation(prompt: str | None, system: str | None, messages: Path | None) -> list[Any]:
+    """Empty where no conversation was asked about."""
+    if messages is not None:
+        return _json_list(messages, "messages")
+    if prompt is None:
+        return []
+    return [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": prompt}]
+
+
+def _json_list(path: Path, what: str) -> list[Any]:
+    """Raises InputError, naming the file, where there is no list of objects in it."""
+    import json
+
+    from puna.errors import InputError
+
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read as JSON: {error}", param=what) from None
+    if not isinstance(value, list) or not value or not all(isinstance(entry, dict) for entry in value):
+        raise InputError(f"{path}: expected a JSON list of {what}, each an object", param=what)
+    return value
 
 
 def _file_facts(path: Path, *, with_tensors: bool) -> dict[str, Any]:
@@ -52,13 +94,13 @@ def _file_facts(path: Path, *, with_tensors: bool) -> dict[str, Any]:
     return facts
 
 
-def _prompt_facts(path: Path, prompt: str, system: str | None) -> dict[str, Any]:
+def _prompt_facts(path: Path, conversation: list[Any], tools: Path | None) -> dict[str, Any]:
     from puna.engine.prompts import chat_prompts
     from puna.models.load import load_model
 
     loaded = load_model(path)
-    messages = [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": prompt}]
-    (rendered,) = chat_prompts(loaded, messages, True, {})
+    given = {} if tools is None else {"tools": _json_list(tools, "tools")}
+    (rendered,) = chat_prompts(loaded, conversation, True, given)
     tokens = [{"id": token, "text": loaded.tokenizer.token_text(token)} for token in rendered.token_ids]
     return {"text": rendered.text, "count": len(tokens), "tokens": tokens}
 

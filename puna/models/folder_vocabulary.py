@@ -1,8 +1,9 @@
 """The tokenizer of a folder: tokenizer.json as it is, with what tokenizer_config.json and generation_config.json add.
 
 The `tokenizers` library runs the file's own normalizer, pre-tokenizer, model and post-processor. What tokens stand for
-is read from the file's decoder, so that decoding is exact bytes. Rules for beginnings and ends are transformers': the
-post-processor's, unless tokenizer_config.json says add_bos_token or add_eos_token.
+is read from the file's decoder, so that decoding is exact bytes. Tokens at beginnings and ends are the
+post-processor's, as in transformers 5: add_bos_token and add_eos_token of tokenizer_config.json hold for
+tokenizer.model alone.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def folder_tokenizer(folder: Folder) -> tuple[Vocabulary, Encoder]:
             encoder = LibraryEncoder(parse)
     except ValueError as error:
         _fail(folder, f"the tokenizers library cannot read it: {clipped(str(error))}")
-    return _vocabulary(folder, described, config, named, encoder.with_specials), encoder
+    return _vocabulary(folder, described, named, encoder.with_specials), encoder
 
 
 def kind_of_folder(folder: Folder) -> str:
@@ -101,7 +102,6 @@ def _check(folder: Folder, described: Mapping[str, Any]) -> None:
 def _vocabulary(
     folder: Folder,
     described: Mapping[str, Any],
-    config: Mapping[str, Any],
     named: Mapping[str, str],
     tokenizer: tokenizers.Tokenizer,
 ) -> Vocabulary:
@@ -118,7 +118,7 @@ def _vocabulary(
         kinds[index] = CONTROL if token.special else USER_DEFINED
     padded(folder, texts, kinds)
     bos, eos = (ids.get(named.get(key, "")) for key in ("bos_token", "eos_token"))
-    before, after = around_by_config(folder, config, bos, eos) or _around_by_processor(folder, tokenizer)
+    before, after = _around(folder, tokenizer)
     return Vocabulary(
         texts=tuple(texts),
         kinds=tuple(kinds),
@@ -156,7 +156,7 @@ def around_by_config(
     return before, after
 
 
-def _around_by_processor(folder: Folder, tokenizer: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _around(folder: Folder, tokenizer: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
     try:
         with library_errors():
             probe = tokenizer.encode("a")

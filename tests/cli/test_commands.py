@@ -66,6 +66,8 @@ def test_importing_is_light(statement: str) -> None:
         ["serve", "--max-body-mb", "99999999999999999999"],
         ["inspect", "x.gguf", "--system", "a"],
         ["inspect", "x.gguf", "--prompt", "a", "--tensors"],
+        ["inspect", "x.gguf", "--prompt", "a", "--messages", "x.json"],
+        ["inspect", "x.gguf", "--tools", "x.json"],
         ["pull"],
     ],
 )
@@ -163,6 +165,18 @@ def test_inspect_shows_exactly_what_a_question_becomes(tiny_model: Path) -> None
     assert facts["text"] == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
     assert "".join(token["text"] for token in facts["tokens"]) == facts["text"]
     assert facts["tokens"][0] == {"id": 1, "text": "<|im_start|>"}
+
+
+def test_inspect_shows_what_a_conversation_in_a_file_becomes(tiny_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "messages.json"
+    path.write_text(json.dumps([{"role": "system", "content": "brief"}, {"role": "user", "content": "hello"}]))
+    facts = json.loads(puna("inspect", str(tiny_model), "--json", "--messages", str(path)).stdout)
+    system = "<|im_start|>system\nbrief<|im_end|>\n"
+    assert facts["text"] == system + "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+    path.write_text('{"role": "user"}')
+    done = puna("inspect", str(tiny_model), "--messages", str(path))
+    assert done.returncode != 0
+    assert "messages.json: expected a JSON list of messages" in done.stderr
 
 
 def test_models_says_what_could_be_pulled(tmp_path: Path) -> None:

@@ -101,12 +101,14 @@ def test_unigrams_take_the_likeliest_cut(tmp_path: Path) -> None:
     assert tokenizer.fewest_tokens("7" * 10_000) == 0  # a run of unknown characters is one token
 
 
-def test_begin_and_end_tokens_follow_the_config_where_it_says(tmp_path: Path) -> None:
+def test_begin_and_end_tokens_are_the_post_processors_or_else_the_configs(tmp_path: Path) -> None:
     config = {"bos_token": {"content": "<s>"}, "eos_token": "</s>", "add_bos_token": False, "add_eos_token": True}
-    tokenizer = folder_tokenizer(tmp_path, tokenizer=sentencepiece_bpe(), tokenizer_config=config)
-    the = tokenizer.encode("the", add_special=False)
-    assert tokenizer.encode("the") == [*the, 2]
-    assert not tokenizer.adds_bos
+    by_config = folder_tokenizer(tmp_path, model=sentencepiece_model(SCORED), tokenizer_config=config)
+    by_processor = folder_tokenizer(tmp_path, tokenizer=sentencepiece_bpe())
+    the = by_config.encode("the", add_special=False)
+    assert by_config.encode("the") == [*the, 2]
+    assert by_processor.encode("the") == [1, *the]
+    assert not by_config.adds_bos
 
 
 def test_end_ids_are_those_of_generation_config(tmp_path: Path) -> None:
@@ -184,7 +186,7 @@ def test_a_broken_tokenizer_json_is_named(tmp_path: Path, key: str, value: Any, 
         ({}, "no tokenizer.json and no tokenizer.model"),
         ({"tokenizer": b"{"}, "tokenizer.json: is no valid JSON"),
         ({"tokenizer": b"[]"}, "expected a JSON object"),
-        ({"tokenizer": sentencepiece_bpe(), "tokenizer_config": {"add_bos_token": 1}}, "'add_bos_token' is 1"),
+        ({"model": sentencepiece_model(SCORED), "tokenizer_config": {"add_bos_token": 1}}, "'add_bos_token' is 1"),
         ({"tokenizer": sentencepiece_bpe(), "tokenizer_config": {"eos_token": 1}}, "'eos_token' is 1"),
         ({"tokenizer": sentencepiece_bpe(), "generation_config": {"eos_token_id": "x"}}, "'eos_token_id' is 'x'"),
         ({"tokenizer": sentencepiece_bpe(), "generation_config": {"eos_token_id": [COUNT]}}, f"0 to {COUNT - 1}"),
