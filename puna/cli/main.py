@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from puna import __version__
-from puna.cli import bench, chat, doctor, generate, inspect, models, pull, replay, serve
+from puna.cli import bench, chat, convert, doctor, generate, inspect, models, pull, replay, serve
 from puna.cli.plain import plain
 from puna.errors import PunaError
 
@@ -99,6 +99,7 @@ app.command("generate")(generate.generate)
 app.command("serve")(serve.serve)
 app.command("pull")(pull.pull)
 app.command("models")(models.models)
+app.command("convert")(convert.convert)
 app.command("inspect")(inspect.inspect)
 app.command("doctor")(doctor.doctor)
 app.command("replay")(replay.replay)

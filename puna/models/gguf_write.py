@@ -1,7 +1,6 @@
-"""Writes small GGUF files: metadata, tensors, and the encoders that turn float32 matrices into block formats.
+"""Writes GGUF, version 3, little-endian: the bytes of a header, and whole small files from memory.
 
-Meant for tests and for conversion, not for speed. It writes version 3, little-endian, whole tensors from memory. It
-knows nothing of models.
+It knows the container and nothing of models; what conversion writes tensor by tensor begins with `header_bytes`.
 """
 
 from __future__ import annotations
@@ -18,9 +17,7 @@ import numpy.typing as npt
 
 from puna.kernels.tensor import BLOCK_SIZES
 from puna.models import gguf_format as gguf
-
-F32Array = npt.NDArray[np.float32]
-Bytes = npt.NDArray[np.uint8]
+from puna.models.quantize import quantize
 
 _TYPE_NUMBERS = {name: number for number, name in gguf.TENSOR_TYPES.items()}
 _DTYPE_KINDS = {dtype: kind for kind, dtype in gguf.SCALARS.items() if kind != gguf.BOOL}
@@ -49,8 +46,7 @@ def encode(name: str, values: npt.NDArray[Any], type: str) -> TensorToWrite:
     block = BLOCK_SIZES[type][0]
     if values.shape[-1] % block:
         raise ValueError(f"{name}: rows of {values.shape[-1]} values do not divide into {type} blocks of {block}")
-    blocks = np.ascontiguousarray(values, np.float32).reshape(-1, block)
-    return TensorToWrite(name, type, tuple(values.shape), _ENCODERS[type](blocks).tobytes())
+    return TensorToWrite(name, type, tuple(values.shape), quantize(values, type).tobytes())
 
 
 def write_gguf(
@@ -69,22 +65,33 @@ def gguf_bytes(
 ) -> bytes:
     if alignment != gguf.DEFAULT_ALIGNMENT:
         metadata = {**metadata, "general.alignment": alignment}
+    infos = [(tensor.name, tensor.type, tensor.shape, len(tensor.data)) for tensor in tensors]
+    parts = [header_bytes(metadata, infos, alignment)]
+    parts += [tensor.data.ljust(padded(len(tensor.data), alignment), b"\0") for tensor in tensors]
+    return b"".join(parts)
+
+
+def header_bytes(
+    metadata: Mapping[str, Any],
+    tensors: Sequence[tuple[str, str, tuple[int, ...], int]],
+    alignment: int = gguf.DEFAULT_ALIGNMENT,
+) -> bytes:
+    """All that stands before the weights. `tensors`: name, type, row-major shape and bytes of each, in the order in
+    which they follow, each padded to `alignment`."""
     header = bytearray(gguf.MAGIC + struct.pack("<IQQ", 3, len(tensors), len(metadata)))
     for key, value in metadata.items():
         kind, payload = _value_bytes(value)
         header += _string_bytes(key) + struct.pack("<I", kind) + payload
     offset = 0
-    for tensor in tensors:
-        header += _string_bytes(tensor.name)
-        header += struct.pack(f"<I{len(tensor.shape)}Q", len(tensor.shape), *tensor.shape[::-1])
-        header += struct.pack("<IQ", _TYPE_NUMBERS[tensor.type], offset)
-        offset += _padded(len(tensor.data), alignment)
-    parts = [bytes(header).ljust(_padded(len(header), alignment), b"\0")]
-    parts += [tensor.data.ljust(_padded(len(tensor.data), alignment), b"\0") for tensor in tensors]
-    return b"".join(parts)
+    for name, type, shape, size in tensors:
+        header += _string_bytes(name)
+        header += struct.pack(f"<I{len(shape)}Q", len(shape), *shape[::-1])
+        header += struct.pack("<IQ", _TYPE_NUMBERS[type], offset)
+        offset += padded(size, alignment)
+    return bytes(header).ljust(padded(len(header), alignment), b"\0")
 
 
-def _padded(size: int, alignment: int) -> int:
+def padded(size: int, alignment: int) -> int:
     return -(-size // alignment) * alignment
 
 
@@ -128,65 +135,3 @@ def _list_bytes(values: list[Any]) -> bytes:
     if any(other != kind for other, _ in kinds_and_payloads):
         raise TypeError("a metadata list holds values of several types")
     return struct.pack("<IQ", kind, len(values)) + b"".join(payload for _, payload in kinds_and_payloads)
-
-
-def _encode_f32(blocks: F32Array) -> Bytes:
-    return blocks.astype("<f4").view(np.uint8)
-
-
-def _encode_f16(blocks: F32Array) -> Bytes:
-    return blocks.astype("<f2").view(np.uint8)
-
-
-def _encode_bf16(blocks: F32Array) -> Bytes:
-    """The upper half of a float32, rounded to nearest, ties to even; a NaN stays a NaN."""
-    bits = blocks.view(np.uint32).astype(np.uint64)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    rounded = np.where(np.isnan(blocks), (bits >> 16) | 0x40, rounded)
-    return rounded.astype("<u2").view(np.uint8)
-
-
-def _encode_q8_0(blocks: F32Array) -> Bytes:
-    """scale f16 | 32 x i8: value = scale * i."""
-    scale = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
-    steps = np.rint(_divided(blocks, scale)).clip(-127, 127).astype(np.int8)
-    return np.concatenate([_f16_bytes(scale), steps.view(np.uint8)], axis=1)
-
-
-def _encode_q4_0(blocks: F32Array) -> Bytes:
-    """scale f16 | 16 bytes: value = scale * (nibble - 8); the value of largest magnitude gets nibble 0."""
-    extreme = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=1)[:, None], axis=1)
-    scale = extreme / np.float32(-8)
-    steps = (np.rint(_divided(blocks, scale)) + 8).clip(0, 15).astype(np.uint8)
-    return np.concatenate([_f16_bytes(scale), _nibbles(steps)], axis=1)
-
-
-def _encode_q4_1(blocks: F32Array) -> Bytes:
-    """scale f16 | minimum f16 | 16 bytes: value = scale * nibble + minimum."""
-    low = blocks.min(axis=1, keepdims=True)
-    scale = (blocks.max(axis=1, keepdims=True) - low) / np.float32(15)
-    steps = np.rint(_divided(blocks - low, scale)).clip(0, 15).astype(np.uint8)
-    return np.concatenate([_f16_bytes(scale), _f16_bytes(low), _nibbles(steps)], axis=1)
-
-
-def _divided(values: F32Array, scale: F32Array) -> F32Array:
-    return np.divide(values, scale, out=np.zeros_like(values), where=scale != 0)
-
-
-def _f16_bytes(column: F32Array) -> Bytes:
-    return column.astype("<f2").view(np.uint8)
-
-
-def _nibbles(steps: Bytes) -> Bytes:
-    """Byte j holds value j in its low half and value j + 16 in its high half."""
-    return steps[:, :16] | (steps[:, 16:] * np.uint8(16))
-
-
-_ENCODERS = {
-    "F32": _encode_f32,
-    "F16": _encode_f16,
-    "BF16": _encode_bf16,
-    "Q8_0": _encode_q8_0,
-    "Q4_0": _encode_q4_0,
-    "Q4_1": _encode_q4_1,
-}

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from puna.kernels.program import Activation
+from puna.kernels.tensor import RawTensor
 from puna.models.facts import Facts
 from puna.models.families.family import Sizes, has_tensor
 from puna.models.families.tables import stacked_experts
@@ -62,7 +63,11 @@ def gguf_experts(facts: Facts, layers: int) -> dict[str, Source]:
     if "blk.0.ffn_gate.0.weight" in tensors:
         count = count_apart(facts, layers)
         found |= {f"experts.{part}": stacked_experts(f"ffn_{part}.{{e}}.weight", count) for part in PARTS}
-    gate = tensors.get("blk.0.ffn_gate_inp_shexp.weight")
+    gate = tensors.get("blk.0.ffn_gate_inp_shexp.weight") or _of_any_layer(tensors, ".ffn_gate_inp_shexp.weight")
     if gate is not None and len(gate.shape) == 1:
         found["experts.shared.router"] = stacked_experts("ffn_gate_inp_shexp.weight", 1)
     return found
+
+
+def _of_any_layer(tensors: Mapping[str, RawTensor], ending: str) -> RawTensor | None:
+    return next((tensor for name, tensor in tensors.items() if name.endswith(ending)), None)
