@@ -68,7 +68,7 @@ def _encode_q4_0(blocks: F32) -> Bytes:
 
 def _encode_q5_0(blocks: F32) -> Bytes:
     steps, scale = _signed(blocks, 16)
-    return np.concatenate([scale, _fifth_bits(steps), _nibbles(steps & 15)], axis=1)
+    return np.concatenate([scale, _fifth_bits(steps), _nibbles(steps & np.uint8(15))], axis=1)
 
 
 def _encode_q4_1(blocks: F32) -> Bytes:
@@ -83,7 +83,9 @@ def _encode_q5_1(blocks: F32) -> Bytes:
     scale, minimum = offset_scales(blocks, 31)
     scale, minimum = as_f16(scale), as_f16(minimum)
     steps = np.rint(divided(blocks + minimum, scale)).clip(0, 31).astype(np.uint8)
-    return np.concatenate([f16_bytes(scale), f16_bytes(-minimum), _fifth_bits(steps), _nibbles(steps & 15)], axis=1)
+    return np.concatenate(
+        [f16_bytes(scale), f16_bytes(-minimum), _fifth_bits(steps), _nibbles(steps & np.uint8(15))], axis=1
+    )
 
 
 def _signed(blocks: F32, most: int) -> tuple[Bytes, Bytes]:

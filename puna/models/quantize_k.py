@@ -23,7 +23,7 @@ def encode_q4_k(blocks: F32) -> Bytes:
 def encode_q5_k(blocks: F32) -> Bytes:
     q, header = _of_eight_runs(blocks, 31)
     high = np.packbits((q >> 4 & 1).transpose(0, 2, 1), axis=2, bitorder="little")[..., 0]
-    return np.concatenate([header, high, _run_nibbles(q & 15)], axis=1)
+    return np.concatenate([header, high, _run_nibbles(q & np.uint8(15))], axis=1)
 
 
 def encode_q6_k(blocks: F32) -> Bytes:
@@ -32,8 +32,8 @@ def encode_q6_k(blocks: F32) -> Bytes:
     extreme = np.take_along_axis(scales, np.abs(scales).argmax(axis=1)[:, None], axis=1)
     unit = as_f16(extreme / np.float32(-128))
     codes = np.rint(divided(scales, unit)).clip(-128, 127)
-    q = np.rint(divided(blocks.reshape(-1, 16, 16), (unit * codes)[..., None])) + np.float32(32)
-    q = q.clip(0, 63).astype(np.uint8).reshape(-1, 2, 128)
+    whole = np.rint(divided(blocks.reshape(-1, 16, 16), (unit * codes)[..., None])) + np.float32(32)
+    q: Bytes = whole.clip(0, 63).astype(np.uint8).reshape(-1, 2, 128)
     low = (q[..., :64] & 15 | q[..., 64:] << 4).reshape(-1, 128)
     pairs = (q >> 4).reshape(-1, 2, 4, 32)
     high = (pairs[:, :, 0] | pairs[:, :, 1] << 2 | pairs[:, :, 2] << 4 | pairs[:, :, 3] << 6).reshape(-1, 64)
@@ -61,7 +61,8 @@ def _packed_codes(scales: Bytes, minima: Bytes) -> Bytes:
 
 def _run_nibbles(q: Bytes) -> Bytes:
     """[blocks, 8, 32] -> [blocks, 128]: of each two runs the first in the low halves, the second in the high ones."""
-    return (q[:, 0::2] | q[:, 1::2] << 4).reshape(len(q), 128)
+    packed: Bytes = q[:, 0::2] | q[:, 1::2] << np.uint8(4)
+    return packed.reshape(len(q), 128)
 
 
 def as_f16(values: F32) -> F32:

@@ -19,7 +19,8 @@ OFFSET_GUESSES = (-0.6, -0.2, 0.2, 0.6)
 def importance(runs: F32) -> F32:
     """How much an error in each value counts: its size beside that of its neighbours. [runs, values]."""
     spread = np.sqrt((runs * runs).mean(axis=1, keepdims=True))
-    return np.abs(runs) + spread + np.float32(1e-30)
+    weights: F32 = np.abs(runs) + spread + np.float32(1e-30)
+    return weights
 
 
 def signed_scales(runs: F32, most: int) -> F32:
@@ -48,16 +49,15 @@ def offset_scales(runs: F32, most: int) -> tuple[F32, F32]:
     low = np.minimum(runs.min(axis=1, keepdims=True), np.float32(0))
     span = runs.max(axis=1, keepdims=True) - low
     total, first = weights.sum(axis=1), np.einsum("ij,ij->i", weights, runs)
-    best_scale, best_low = (span / np.float32(most)).astype(np.float32), low
-    best_error = np.full(len(runs), np.inf, np.float32)
+    best_scale: F32 = span / np.float32(most)
+    best_low = low
+    q = np.rint((runs - low) * _inverted(span, np.float32(most)))
+    best_error = _error(weights, runs, best_scale * q + low)
     for guess in OFFSET_GUESSES:
         q = np.rint((runs - low) * _inverted(span, np.float32(most + guess)))
         np.clip(q, 0, most, out=q)
         scale, offset = _line(weights, runs, q, total, first)
-        rest = scale[:, None] * q
-        rest += offset[:, None]
-        rest -= runs
-        error = np.einsum("ij,ij,ij->i", weights, rest, rest)
+        error = _error(weights, runs, scale[:, None] * q + offset[:, None])
         better = error < best_error
         best_error = np.where(better, error, best_error)
         best_scale = np.where(better[:, None], scale[:, None], best_scale)
@@ -65,15 +65,22 @@ def offset_scales(runs: F32, most: int) -> tuple[F32, F32]:
     return best_scale, -best_low
 
 
+def _error(weights: F32, runs: F32, found: F32) -> F32:
+    found -= runs
+    summed: F32 = np.einsum("ij,ij,ij->i", weights, found, found)
+    return summed
+
+
 def _line(weights: F32, runs: F32, q: F32, total: F32, first: F32) -> tuple[F32, F32]:
-    """Scale and offset of the weighted least squares; an offset above zero becomes zero."""
+    """Scale and offset of the weighted least squares; an offset above zero becomes zero. Where all of a run's q are
+    the same there is no line: what comes out is no better than the first guess, and is not taken."""
     weighted = weights * q
     of_q, of_qq = weighted.sum(axis=1), np.einsum("ij,ij->i", weighted, q)
     of_qx = np.einsum("ij,ij->i", weighted, runs)
     determinant = total * of_qq - of_q * of_q
     scale = _quotient(total * of_qx - of_q * first, determinant)
     offset = _quotient(of_qq * first - of_q * of_qx, determinant)
-    alone = (offset > 0) | (determinant <= 0) | (scale < 0)
+    alone = (offset > 0) | (determinant <= np.float32(1e-5) * total * of_qq) | (scale < 0)
     scale = np.where(alone, np.maximum(_quotient(of_qx, of_qq), 0), scale)
     return scale, np.where(alone, np.float32(0), offset)
 

@@ -19,8 +19,8 @@ from puna.errors import InputError
 from puna.kernels.tensor import BLOCK_SIZES, RawTensor
 from puna.models.conversion.encoding import Target
 from puna.models.conversion.folder_entries import folder_entries, write_folder_texts
-from puna.models.conversion.gguf_entries import gguf_architecture, gguf_entries, rope_tensors, rules_by_length
 from puna.models.conversion.ggml_vocabulary import ggml_vocabulary
+from puna.models.conversion.gguf_entries import gguf_architecture, gguf_entries, rope_tensors, rules_by_length
 from puna.models.conversion.layout import PlannedFile, differences, planned_layout
 from puna.models.conversion.mixes import MIXES, type_of
 from puna.models.conversion.placing import picked, place
@@ -28,6 +28,7 @@ from puna.models.conversion.writing import (
     Progress,
     appearing,
     check_free,
+    unseen,
     write_gguf_file,
     write_safetensors_file,
 )
@@ -60,7 +61,7 @@ def convert(
     *,
     force: bool = False,
     lossy: bool = False,
-    progress: Progress = lambda done, total, what: None,
+    progress: Progress = unseen,
 ) -> Converted:
     """`target`: a name that ends in .gguf becomes a file, any other a folder. `type`: one of MIXES for a file, of
     FOLDER_TYPES for a folder; where it is left out, the type of most weights where the target can have it, else F16.
@@ -94,9 +95,7 @@ def _requantised(file: GgufFile, path: Path, kind: str, force: bool, progress: P
     return _written_gguf(path, metadata, targets, kind, (), force, progress)
 
 
-def _to_gguf(
-    model: LoadedModel, path: Path, kind: str, force: bool, lossy: bool, progress: Progress
-) -> Converted:
+def _to_gguf(model: LoadedModel, path: Path, kind: str, force: bool, lossy: bool, progress: Progress) -> Converted:
     file = model.file
     arch = gguf_architecture(family_of(file), file)
     metadata = gguf_entries(arch, model.spec, file)
@@ -107,9 +106,7 @@ def _to_gguf(
     return _written_gguf(path, metadata, [*factors, *_typed(placed, kind)], kind, lost, force, progress)
 
 
-def _to_folder(
-    model: LoadedModel, path: Path, kind: str, force: bool, lossy: bool, progress: Progress
-) -> Converted:
+def _to_folder(model: LoadedModel, path: Path, kind: str, force: bool, lossy: bool, progress: Progress) -> Converted:
     config = folder_entries(family_of(model.file), model.spec, model.file)
     if config.get("new_decoder_architecture"):  # Falcon: how many norms stand before branches beside each other
         config["num_ln_in_parallel_attn"] = 2 if _has_two_norms(model) else 1

@@ -252,7 +252,7 @@ def _gpt2(spec: ModelSpec) -> Entries:
 
 def _falcon(spec: ModelSpec) -> Entries:
     attention, layer = spec.layers[0].attention, spec.layers[0]
-    grouped = 1 < attention.kv_heads
+    grouped = attention.kv_heads > 1
     feeds = _dense(spec)
     return {
         **dict.fromkeys(("num_key_value_heads", "head_dim", "layer_norm_eps", "hidden_act", "intermediate_size")),
@@ -272,11 +272,11 @@ def _layer_eps(spec: ModelSpec) -> float | None:
     return spec.final_norm.eps if spec.final_norm else None
 
 
-def _qwen(spec: ModelSpec) -> Entries:
+def _qwen(_: ModelSpec) -> Entries:
     return {"use_sliding_window": False}
 
 
-def _nothing(spec: ModelSpec) -> Entries:
+def _nothing(_: ModelSpec) -> Entries:
     return {}
 
 

@@ -17,7 +17,7 @@ from tokenizers import pre_tokenizers
 from puna.models.model_file import ModelFile
 from puna.models.pretokenizers import PRE_TOKENIZERS, PreTokenizer
 from puna.models.safetensors import SafetensorsFolder
-from puna.models.tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+from puna.models.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 
 SPACE = "\u2581"
 NEVER_MERGED = -1e9  # the score of a token that no merge makes
@@ -28,7 +28,8 @@ PROBE = (
     "if (a != b) { return x->y[0]; } // _under_score $100 50% #tag @me ~/a/b.txt <b>`code`</b> a+b=c^d|e "
     "\u00c9t\u00e9 na\u00efve \u041f\u0440\u0438\u0432\u0435\u0442 \u4f60\u597d\uff0c\u4e16\u754c\u3002\u3053\u3093"
     "\u306b\u3061\u306f \uc548\ub155 \u0645\u0631\u062d\u0628\u0627 \u0928\u092e\u0938\u094d\u0924\u0947 "
-    "\U0001f600\U0001f468\u200d\U0001f469 \u2014 \u201cq\u201d\u2026 camelCaseHTTPServer ABCdef I'M O'Neil   \n \n\t\tz  "
+    "\U0001f600\U0001f468\u200d\U0001f469 \u2014 \u201cq\u201d\u2026 camelCaseHTTPServer ABCdef "
+    "I'M O'Neil   \n \n\t\tz  "
 )
 
 
@@ -139,8 +140,9 @@ def _named_tokens(file: SafetensorsFolder, config: Mapping[str, Any], ids: Mappi
         index = ids.get(text) if isinstance(text, str) else None
         if index is None:
             stated = file.config.get(f"{theirs}_id")
-            index = stated[0] if isinstance(stated, list) and stated else stated
-        if type(index) is int and 0 <= index < len(ids):
+            first = stated[0] if isinstance(stated, list) and stated else stated
+            index = first if type(first) is int else None
+        if index is not None and 0 <= index < len(ids):
             entries[f"tokenizer.ggml.{ours}_token_id"] = index
     return entries
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from puna.kernels.tensor import RawTensor
 from puna.models.conversion.encoding import Target
 from puna.models.facts import Facts
 from puna.models.families.family import Family
 from puna.models.model_file import Container, ModelFile
 from puna.models.rope import GGUF_FACTORS, GGUF_LONG, GGUF_SHORT, ORIGINAL
-from puna.kernels.tensor import RawTensor
 from puna.models.spec import AttentionSpec, ExpertsSpec, ModelSpec, NormSpec, RopeSpec
 
 LOCAL_PATTERNS = {"gemma2": 2, "gemma3": 6, "olmo2": 4}  # where a file says nothing, every so manieth layer is global
@@ -184,5 +184,3 @@ def _experts(spec: ModelSpec) -> dict[str, Any]:
     if experts.shared_width:
         entries["expert_shared_feed_forward_length"] = experts.shared_width
     return entries
-
-

@@ -111,7 +111,7 @@ def differences(ours: Any, theirs: Any, where: str = "") -> list[str]:
     pairs that rotate are not compared: rows are brought into the order of the container."""
     if is_dataclass(ours) and type(ours) is type(theirs):
         found = []
-        for field in fields(ours):  # type: ignore[arg-type]
+        for field in fields(ours):
             if field.name not in ("style", "family"):
                 before, after = getattr(ours, field.name), getattr(theirs, field.name)
                 found += differences(before, after, f"{where}.{field.name}" if where else field.name)

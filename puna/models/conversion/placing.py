@@ -35,9 +35,7 @@ def place(weights: Mapping[str, RawTensor], sources: Mapping[str, Source]) -> di
 def picked(tensor: RawTensor, order: np.ndarray[tuple[int], np.dtype[np.intp]]) -> RawTensor:
     """Row i becomes row order[i] of the tensor."""
     rows = len(order)
-    return MadeTensor(
-        tensor.name, tensor.type, tensor.shape, lambda: tensor.data.reshape(rows, -1)[order].reshape(-1)
-    )
+    return MadeTensor(tensor.name, tensor.type, tensor.shape, lambda: tensor.data.reshape(rows, -1)[order].reshape(-1))
 
 
 def as_float32(tensor: RawTensor) -> RawTensor:

@@ -12,7 +12,7 @@ from typing import Any
 from puna.models.conversion.ggml_vocabulary import SPACE
 from puna.models.model_file import ModelFile
 from puna.models.pretokenizers import PRE_TOKENIZERS
-from puna.models.tokenizer import CONTROL, NORMAL, UNKNOWN, USER_DEFINED
+from puna.models.vocabulary import CONTROL, NORMAL, UNKNOWN, USER_DEFINED
 
 NAMES = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
 

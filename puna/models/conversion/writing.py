@@ -24,6 +24,11 @@ from puna.models.gguf_write import header_bytes, padded
 
 Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, what is being done
 
+
+def unseen(_done_bytes: int, _total_bytes: int, _what: str) -> None:
+    """Progress that nobody watches."""
+
+
 SPARE_BYTES = 64 << 20  # left free on the disk whatever is written
 
 
