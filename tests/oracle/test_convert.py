@@ -42,13 +42,12 @@ def test_a_family_survives_the_way_to_gguf_and_back(answered: Any, tmp_path: Pat
     there = convert(case.folder, tmp_path / "model.gguf", "F32", lossy=lossy)
     found = logits(load_model(there.path, length=length), IDS)
     if lossy:
-        assert all(NOT_KEPT[name] in line for line in there.lost)
-        assert there.lost
+        assert any(NOT_KEPT[name] in line for line in there.lost)
     else:
         assert deviation(found, case.wanted) <= CLOSE
     if name in NO_WAY_BACK:
         return
-    back = convert(there.path, tmp_path / "folder", "F32", lossy=name == "phi3, longrope")
+    back = convert(there.path, tmp_path / "folder", "F32")
     opened = transformers.AutoModelForCausalLM.from_pretrained(
         back.path, dtype=torch.float32, attn_implementation="eager"
     )

@@ -12,10 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from puna.models.conversion.stated_rule import stated_rule
 from puna.models.conversion.tokenizer_json import tokenizer_texts
 from puna.models.families.family import Family
 from puna.models.load import LoadedModel
 from puna.models.model_file import ModelFile
+from puna.models.rope import ORIGINAL
 from puna.models.spec import ExpertsSpec, FeedForwardSpec, LayerSpec, ModelSpec, RopeSpec
 
 Entries = dict[str, Any]
@@ -23,7 +25,7 @@ Entries = dict[str, Any]
 ARCHITECTURES = {
     "llama": "Llama", "mistral": "Mistral", "mixtral": "Mixtral", "smollm3": "SmolLM3", "qwen2": "Qwen2",
     "qwen3": "Qwen3", "qwen2_moe": "Qwen2Moe", "qwen3_moe": "Qwen3Moe", "gemma": "Gemma", "gemma2": "Gemma2",
-    "gemma3_text": "Gemma3", "phi3": "Phi3", "olmo2": "Olmo2", "olmo3": "Olmo3", "olmoe": "Olmoe",
+    "gemma3_text": "Gemma3", "phi3": "Phi3", "olmo": "Olmo", "olmo2": "Olmo2", "olmo3": "Olmo3", "olmoe": "Olmoe",
     "granite": "Granite", "starcoder2": "Starcoder2", "gpt_neox": "GPTNeoX", "gpt2": "GPT2", "falcon": "Falcon",
     "stablelm": "StableLm",
 }  # fmt: skip
@@ -41,6 +43,12 @@ def folder_entries(family: Family, spec: ModelSpec, file: ModelFile) -> Entries:
         **_shared(spec),
     }
     entries |= _SPECIAL.get(kind, _nothing)(spec)
+    stated = stated_rule(file.facts(), _global_rope(spec))
+    if stated:
+        rules = entries["rope_parameters"]
+        rules.get("full_attention", rules).update(stated)
+        if kind == "phi3":
+            entries[ORIGINAL] = stated[ORIGINAL]
     for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
         index = file.metadata.get(f"tokenizer.ggml.{key}_token_id")
         entries[f"{name}_token_id"] = index if type(index) is int else None

@@ -84,8 +84,6 @@ def rules_by_length(facts: Facts, container: Container) -> list[str]:
     _, kind = _rule(facts)
     if container == "gguf" and kind == "dynamic":
         return ["the rotary rule 'dynamic', which GGUF has no word for: read as no scaling"]
-    if facts.is_gguf and GGUF_LONG in facts.file.tensors:
-        return ["divisors of rotary frequencies for long texts: those for the file's own context are written for all"]
     return []
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from puna.kernels.reference.dequantize import dequantize
 from puna.kernels.tensor import BLOCK_SIZES, MadeTensor, RawTensor
-from puna.models.weights import Picked, PlusOne, Rows, Source, Stacked, Turned
+from puna.models.weights import Ones, Picked, PlusOne, Rows, Source, Stacked, Turned
 
 
 def place(weights: Mapping[str, RawTensor], sources: Mapping[str, Source]) -> dict[str, RawTensor]:
@@ -57,6 +57,8 @@ def _put(tensor: RawTensor, source: Source, placed: dict[str, RawTensor]) -> Non
         case Stacked():
             for index, part in enumerate(source.of):
                 _put(_member(tensor, index), part, placed)
+        case Ones():
+            pass  # of no tensor
         case Rows():
             raise KeyError(f"{tensor.name}: pieces of pieces of a tensor have no way back")
 
