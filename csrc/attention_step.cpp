@@ -12,6 +12,7 @@ constexpr int64_t PARTIAL_ROWS = 192;   // rows times ranges whose partial resul
 constexpr int64_t ITEMS_A_THREAD = 6;  // that a long history is cut into, at most
 constexpr int64_t GRAINS_A_THREAD = 8;  // runs of items: a thread knows what it will read next within one
 constexpr int64_t TILE_COST = 64;      // what a tile costs beside its keys, in keys
+constexpr int64_t PARTIAL_FLOATS = 2 << 20;  // a thread, of what pieces of tiles leave to be merged: 8 MiB
 constexpr int64_t KEY_COST = 3;        // what a key costs beside its rows, in rows: it is read and converted
 
 int64_t ranges_at_once(int64_t rows) { return std::max<int64_t>(1, PARTIAL_ROWS / rows); }
@@ -93,7 +94,8 @@ void AttentionStep::end_round(Plan& plan, int threads) {
   plan.rounds.push_back(plan.items.size());
 }
 
-// A tile whose history would keep one thread busy while others wait becomes several items.
+// A tile whose history would keep one thread busy while others wait becomes several items; as long as what its ranges
+// leave to be merged, which grows with the history, fits into a bound that does not.
 void AttentionStep::cut_ranges(Plan& plan, size_t first, int threads) {
   int64_t total = 0;
   const size_t tiles = plan.items.size();
@@ -103,7 +105,8 @@ void AttentionStep::cut_ranges(Plan& plan, size_t first, int threads) {
     const Item tile = plan.items[i];
     const int64_t ranges = tile.last_range - tile.first_range;
     const int64_t pieces = std::min(ranges, tile.cost / fair);
-    if (pieces < 2) continue;
+    const int64_t floats = ranges * attend_partial_floats(tile.count * plan.group, plan.head_dim);
+    if (pieces < 2 || plan.partial_floats + floats * plan.kv_heads > PARTIAL_FLOATS * threads) continue;
     for (int64_t p = 0; p < pieces; ++p) {
       Item piece = tile;
       piece.first_range = tile.first_range + static_cast<int32_t>(ranges * p / pieces);
@@ -115,7 +118,6 @@ void AttentionStep::cut_ranges(Plan& plan, size_t first, int threads) {
       else
         plan.items.push_back(piece);
     }
-    const int64_t floats = ranges * attend_partial_floats(tile.count * plan.group, plan.head_dim);
     plan.splits.push_back({tile.first_range, tile.last_range, static_cast<int32_t>(pieces), plan.partial_floats, floats});
     plan.partial_floats += floats * plan.kv_heads;
   }

@@ -26,16 +26,20 @@ STEP_SECONDS = 0.2  # what a step of the default budget may take: under a quarte
 THREADS_A_CORE = 4  # more than one are of no use; many more take minutes for a step
 MIN_BUDGET_TOKENS = 64
 MAX_BUDGET_TOKENS = 2048
+MEASURED_HISTORY, LEAST_HISTORY = 4096, 1024  # keys before a step whose price is measured
+HISTORY_CHUNK = 16  # tokens of such a step
 
 
 @dataclass(frozen=True)
 class Backend:
-    """A model bound to an interpreter. `config` has its open fields settled."""
+    """A model bound to an interpreter. `config` has its open fields settled. `history_tokens`: keys before a token that
+    cost as much as the rest of computing it, 0 where the budget was given and means tokens, whatever stands before."""
 
     config: EngineConfig
     model: LoadedModel
     interpreter: Interpreter
     memory: MemoryPlan
+    history_tokens: int = 0
 
 
 def open_backend(config: EngineConfig, progress: U64 | None = None) -> Backend:
@@ -55,8 +59,9 @@ def open_backend(config: EngineConfig, progress: U64 | None = None) -> Backend:
     interpreter = build_interpreter(config, model, memory.kv, progress)
     model.file.release_pages()
     budget = config.budget_tokens or measure_budget(interpreter, memory.max_model_len)
+    history_tokens = 0 if config.budget_tokens else measure_history(interpreter, memory.max_model_len, budget)
     settled = msgspec.structs.replace(config, max_model_len=memory.max_model_len, budget_tokens=budget)
-    return Backend(settled, model, interpreter, memory)
+    return Backend(settled, model, interpreter, memory, history_tokens)
 
 
 def open_interpreter(config: EngineConfig, kv: KVConfig, model: Path) -> Interpreter:
@@ -145,12 +150,27 @@ def measure_budget(interpreter: Interpreter, max_model_len: int) -> int:
     return max(MIN_BUDGET_TOKENS, min(MAX_BUDGET_TOKENS, budget))
 
 
-def _timed_step(interpreter: Interpreter, tokens: int) -> float:
+def measure_history(interpreter: Interpreter, max_model_len: int, budget: int) -> int:
+    """Keys before a token that take as long as one token of a step of `budget` tokens in STEP_SECONDS does without any;
+    0 where texts are too short for it to matter. Runs steps as `measure_budget` does."""
+    room = min(max_model_len, (interpreter.kv.num_blocks - 1) * interpreter.kv.block_size)
+    keys = min(MEASURED_HISTORY, room - HISTORY_CHUNK)
+    if keys < LEAST_HISTORY:
+        return 0
+    alone, behind = (
+        min(_timed_step(interpreter, HISTORY_CHUNK, start) for _ in range(2)) for start in (0, keys)
+    )  # the lesser: a neighbour may have slowed one
+    seconds_a_key = max(1e-12, behind - alone) / (HISTORY_CHUNK * keys)
+    return max(1, int(STEP_SECONDS / budget / seconds_a_key))
+
+
+def _timed_step(interpreter: Interpreter, tokens: int, start: int = 0) -> float:
+    """`start`: keys before the step, of which only the time matters."""
     nothing = np.empty(0, dtype=np.int32)
-    blocks = -(-tokens // interpreter.kv.block_size)
+    blocks = -(-(start + tokens) // interpreter.kv.block_size)
     batch = StepBatch(
         token_ids=np.arange(tokens, dtype=np.int32) % np.int32(interpreter.program.vocab_size),
-        positions=np.arange(tokens, dtype=np.int32),
+        positions=np.arange(start, start + tokens, dtype=np.int32),
         query_start=np.array([0, tokens], dtype=np.int32),
         tables=np.arange(1, blocks + 1, dtype=np.int32).reshape(1, blocks),
         moves=np.empty((0, 3), dtype=np.int32),

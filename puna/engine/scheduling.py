@@ -27,6 +27,7 @@ def open_scheduler(backend: Backend) -> Scheduler:
             budget_tokens=config.budget_tokens or 1,
             max_seqs=config.max_seqs,
             prefix_cache=config.prefix_cache,
+            history_tokens=backend.history_tokens,
             watermark_blocks=int(config.watermark * kv.num_blocks),
             long_prefill_tokens=config.long_prefill_tokens,
             tier_blocks=kv.tier_blocks,

@@ -20,6 +20,7 @@ class SchedulerConfig:
     max_seqs             sequences that may run at once (seats)
     prefix_cache         keep full blocks findable by what they hold
     watermark_blocks     free blocks that an admission leaves untouched while others run
+    history_tokens       keys before a token that cost as much as the rest of computing it; 0: history costs nothing
     long_prefill_tokens  most tokens of one sequence in one step; 0: only the budget limits it
     tier_blocks          blocks outside the pool for swapping; 0: preempted sequences are recomputed
     max_waiting_seqs     length of the waiting queue at which new sequences are refused
@@ -33,6 +34,7 @@ class SchedulerConfig:
     max_seqs: int = 128
     prefix_cache: bool = True
     watermark_blocks: int = 0
+    history_tokens: int = 0
     long_prefill_tokens: int = 0
     tier_blocks: int = 0
     max_waiting_seqs: int = 1024
@@ -41,7 +43,7 @@ class SchedulerConfig:
     def __post_init__(self) -> None:
         lowest = {"num_blocks": 2, "max_model_len": 1, "block_size": 1, "budget_tokens": 1, "max_seqs": 1}
         lowest["max_waiting_seqs"] = 1
-        for name in ("watermark_blocks", "long_prefill_tokens", "tier_blocks", "max_waiting_tokens"):
+        for name in ("watermark_blocks", "history_tokens", "long_prefill_tokens", "tier_blocks", "max_waiting_tokens"):
             lowest[name] = 0
         for name, low in lowest.items():
             value = getattr(self, name)

@@ -1,21 +1,40 @@
 """A step while it is being put together: what was handed out so far, and how to take it back.
 
-Knows rows, moves and the rest of the budget; decides nothing.
+Knows rows, moves and the rest of the budget; decides nothing. Where history costs (`history_tokens`), it also counts
+work: a token behind h others is `history_tokens` + h units, and a step has those of a whole budget without history.
+Chunks of prompts are cut to the work that is left, so that a step behind a long history takes no longer than the first.
 """
 
 from __future__ import annotations
 
+from math import isqrt
+
 from puna.sched.sequence import Sequence
 from puna.sched.step import Move, ScheduledRow
+
+LEAST_CHUNK = 16  # tokens of a prompt that a step always has room for: else decodes could keep it from getting on
 
 
 class Draft:
     """`cursor` is the position in the list of running sequences that is being served."""
 
-    __slots__ = ("_copies", "budget", "cursor", "impossible", "moves", "out_of_memory", "preempted", "rows")
+    __slots__ = (
+        "_copies",
+        "_history_tokens",
+        "_work",
+        "budget",
+        "cursor",
+        "impossible",
+        "moves",
+        "out_of_memory",
+        "preempted",
+        "rows",
+    )
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self, budget: int, history_tokens: int = 0) -> None:
         self.budget = budget
+        self._history_tokens = history_tokens
+        self._work = budget * history_tokens
         self.cursor = 0
         self.rows: list[ScheduledRow] = []
         self.moves: list[Move] = []
@@ -23,6 +42,27 @@ class Draft:
         self.impossible: list[Sequence] = []
         self.out_of_memory = False
         self._copies: dict[int, Move] = {}  # sequence id -> its copy-on-write of this step
+
+    def add_row(self, sequence: Sequence, start: int, count: int, completes: bool) -> None:
+        self.rows.append(ScheduledRow(sequence, start, count, completes))
+        self.budget -= count
+        if self._history_tokens:
+            self._work -= self._work_of(start, count)
+
+    def chunk(self, start: int, wanted: int, block_size: int) -> int:
+        """How many of `wanted` tokens from `start` on the work that is left allows: up to the end of a block where not
+        all, and no fewer than LEAST_CHUNK: the first prompt of a step gets so many, others none. One token always."""
+        if not self._history_tokens or wanted == 1 or self._work_of(start, wanted) <= self._work:
+            return wanted
+        doubled = 2 * (self._history_tokens + start) - 1  # count * (doubled + count) <= 2 * work
+        most = (isqrt(doubled * doubled + 8 * max(0, self._work)) - doubled) // 2
+        if most < LEAST_CHUNK:
+            return 0 if any(row.count > 1 for row in self.rows) else min(wanted, LEAST_CHUNK)
+        whole = (start + most) // block_size * block_size - start
+        return min(wanted, whole if whole >= LEAST_CHUNK else most)
+
+    def _work_of(self, start: int, count: int) -> int:
+        return count * (self._history_tokens + start) + count * (count - 1) // 2
 
     def add_copy(self, sequence: Sequence, move: Move) -> None:
         self.moves.append(move)
@@ -33,6 +73,7 @@ class Draft:
         for index, row in enumerate(self.rows):
             if row.sequence is sequence:
                 self.budget += row.count
+                self._work += self._work_of(row.start, row.count) if self._history_tokens else 0
                 del self.rows[index]
                 return
 

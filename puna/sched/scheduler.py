@@ -18,7 +18,7 @@ from puna.sched.population import Population
 from puna.sched.sequence import Sequence, Status
 from puna.sched.stats import SchedulerStats
 from puna.sched.steady import repeat_rows
-from puna.sched.step import ScheduledRow, ScheduledStep
+from puna.sched.step import ScheduledStep
 
 
 class Scheduler:
@@ -106,7 +106,7 @@ class Scheduler:
         ):
             self._open_step = repeated
             return repeated
-        draft = Draft(self.config.budget_tokens)
+        draft = Draft(self.config.budget_tokens, self.config.history_tokens)
         shed = self._shed(now) if self._waiting else ()
         if self._waiting and self._running:
             given_up = self.policy.reclaim(self._waiting, self._running)
@@ -187,19 +187,20 @@ class Scheduler:
     def _serve_running(self, draft: Draft, now: float) -> None:
         block_size, refs = self.config.block_size, self._tables.pool.refs
         cap = self.config.long_prefill_tokens or self.config.budget_tokens
-        running, add_row = self._running, draft.rows.append
+        running, add_row, chunk = self._running, draft.add_row, draft.chunk
         while draft.cursor < len(running) and draft.budget > 0:
             sequence = running[draft.cursor]
             start, known, blocks = sequence.computed_len, len(sequence.tokens), sequence.blocks
             count = min(known - start, cap, draft.budget)
+            if count > 1:
+                count = chunk(start, count, block_size)
             if count > 0:
                 end = start + count
                 offset = start % block_size
                 roomy = end <= len(blocks) * block_size and (offset == 0 or refs[blocks[start // block_size]] == 1)
                 if not roomy and not self._grow(sequence, end, draft, now):
                     continue  # it left the list, so the cursor stands at the next one
-                add_row(ScheduledRow(sequence, start, count, end == known))
-                draft.budget -= count
+                add_row(sequence, start, count, end == known)
             draft.cursor += 1
 
     def _grow(self, sequence: Sequence, end: int, draft: Draft, now: float) -> bool:
@@ -240,10 +241,9 @@ class Scheduler:
             self._population.run(sequence)
             admitted.append(sequence)
             start, known = sequence.computed_len, len(sequence.tokens)
-            count = min(known - start, cap, draft.budget)
+            count = draft.chunk(start, min(known - start, cap, draft.budget), self.config.block_size)
             if count > 0:
-                draft.rows.append(ScheduledRow(sequence, start, count, start + count == known))
-                draft.budget -= count
+                draft.add_row(sequence, start, count, start + count == known)
                 coming |= self._tables.hashes_to_come(draft.rows[-1:])
         self._population.leave_line(admitted)
 

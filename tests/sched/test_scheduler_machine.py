@@ -60,6 +60,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         prefix_cache=st.booleans(),
         watermark=st.integers(0, 2),
         long_prefill=st.sampled_from([0, 0, 2]),
+        history=st.sampled_from([0, 1, 9]),
         tier=st.sampled_from([0, 3, 12]),
         policy=st.one_of(st.sampled_from(["fcfs", "priority"]), st.integers(0, 99)),
     )
@@ -72,6 +73,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         prefix_cache: bool,
         watermark: int,
         long_prefill: int,
+        history: int,
         tier: int,
         policy: str | int,
     ) -> None:
@@ -84,6 +86,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             prefix_cache=prefix_cache,
             watermark_blocks=watermark,
             long_prefill_tokens=long_prefill,
+            history_tokens=history,
             tier_blocks=tier,
             max_waiting_seqs=12,
             max_waiting_tokens=150,
