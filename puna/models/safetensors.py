@@ -14,7 +14,7 @@ import mmap
 import os
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -28,6 +28,7 @@ from puna.models.facts import Facts
 from puna.models.folder_vocabulary import kind_of_folder
 from puna.models.gguf_parse import brief, clipped
 from puna.models.model_file import Container
+from puna.models.packed_weights import plain_weights
 from puna.models.tokenizer import Tokenizer
 
 INDEX = "model.safetensors.index.json"
@@ -144,7 +145,8 @@ def read_safetensors(folder: str | os.PathLike[str]) -> SafetensorsFolder:
         for name in sorted(names - found.keys()):
             raise ModelFileError(f"{part}: tensor {clipped(name)!r} is missing; {INDEX} says that it is here")
         tensors |= found
-    return SafetensorsFolder(path, MappingProxyType(config), MappingProxyType(tensors), tuple(maps))
+    opened = SafetensorsFolder(path, MappingProxyType(config), MappingProxyType(tensors), tuple(maps))
+    return replace(opened, tensors=MappingProxyType(plain_weights(tensors, config, opened.fail)))
 
 
 def _parts(path: Path) -> dict[Path, set[str]]:
