@@ -1,26 +1,28 @@
 // Groups of packed weights decoded to bf16: 32 output rows of 32 inputs, 64 bytes a row: two tiles of matmul_amx.hpp.
 //
-// A value is scale * q + minimum in float32, rounded to nearest even. In four bits a row's group knows sixteen values:
-// they are computed and rounded once, for two rows in one register, and looked up by the nibbles. In eight bits each
-// value is computed: a byte b in the middle of the mantissa of 2^15 is 2^15 + b, and scale * that - scale * (2^15 + 128)
-// is exact. Bytes and operations a group, q4: 640 bytes read, 2 KiB written, about 5 instructions a row.
+// A value is scale * q + minimum in float32, rounded to nearest even. Of four or five bits a row's group knows sixteen or
+// 32 values: they are computed and rounded once, for one or two rows in a register, and looked up by the codes. Of six
+// and eight bits each value is computed: a code in the mantissa of a power of two is that power plus the code, and scale
+// times the power comes off again exactly. Bytes and operations a group: q4_1 reads 640 bytes and writes 2 KiB with
+// about 5 instructions a row; fives take 9, sixes 12, bytes 10.
 #pragma once
 
 #include <immintrin.h>
 
 #include "kernels.hpp"
-#include "packing.hpp"
+#include "layouts.hpp"
 
 namespace puna::path_amx {
 
 constexpr int64_t TILE_BYTES = 1024;               // 16 rows of 64 bytes
 constexpr int64_t DECODED_BYTES = 2 * TILE_BYTES;  // a group of a panel
 
-// Factors of a group's rows. They are read back from memory, one by one into all lanes, which costs the ports that
-// compute nothing; a compiler that sees through to the registers would shuffle instead.
+// Factors of a group's rows, those of the last sixteen inputs apart where they have their own. They are read back from
+// memory, one by one into all lanes, which costs the ports that compute nothing; a compiler that sees through to the
+// registers would shuffle instead.
 struct alignas(64) RowFactors {
-  float scale[PANEL];
-  float minimum[PANEL];
+  float scale[2 * PANEL];
+  float minimum[2 * PANEL];
   const RowFactors* from_memory() const {
     const RowFactors* p = this;
     asm volatile("" : "+r"(p)::"memory");
@@ -32,77 +34,178 @@ static inline __m512 sixteen_halves(const uint8_t* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
 
-static inline __m512i bf16_of(__m512 low, __m512 high) { return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)); }
-
-// A format: the bytes of a group (packing.hpp), and how it becomes 32 rows of 64 bytes. `decode` returns where they lie:
-// in `out`, or where they lay already.
-struct Q4Rows {
-  static constexpr size_t GROUP_BYTES = Q4_GROUP_BYTES;
-  static inline const uint8_t* decode(const uint8_t* group, uint8_t* out);
-};
-struct Q8Rows {
-  static constexpr size_t GROUP_BYTES = Q8_GROUP_BYTES;
-  static inline const uint8_t* decode(const uint8_t* group, uint8_t* out);
-};
-struct Bf16Rows {
-  static constexpr size_t GROUP_BYTES = HALF_GROUP_BYTES;
-  static inline const uint8_t* decode(const uint8_t* group, uint8_t*) { return group; }
-};
-
-const uint8_t* Q4Rows::decode(const uint8_t* group, uint8_t* out) {
-  RowFactors f;
-  for (int half = 0; half < 2; ++half) {
-    _mm512_store_ps(f.scale + 16 * half, sixteen_halves(group + 32 * half));
-    _mm512_store_ps(f.minimum + 16 * half, sixteen_halves(group + 64 + 32 * half));
-  }
-  const __m512 q = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-  const __m512i nibbles = _mm512_set1_epi16(0x0f0f);
-  const __m512i second = _mm512_set1_epi16(0x1010);
-  const RowFactors* factors = f.from_memory();
-  const auto values = [&](int row) {
-    return _mm512_fmadd_ps(q, _mm512_set1_ps(factors->scale[row]), _mm512_set1_ps(factors->minimum[row]));
-  };
-#pragma GCC unroll 8
-  for (int row = 0; row < PANEL; row += 4) {
-    const __m512i words = _mm512_loadu_si512(group + 128 + 16 * row);
-    const __m512i even = _mm512_and_si512(words, nibbles);
-    const __m512i odd = _mm512_ternarylogic_epi32(_mm512_srli_epi16(words, 4), nibbles, second, 0xea);  // (a & b) | c
-    const __m512i first_two = bf16_of(values(row), values(row + 1));
-    const __m512i last_two = bf16_of(values(row + 2), values(row + 3));
-    uint8_t* to = out + 64 * row;
-    _mm512_store_si512(to, _mm512_permutexvar_epi16(even, first_two));
-    _mm512_store_si512(to + 64, _mm512_permutexvar_epi16(odd, first_two));
-    _mm512_store_si512(to + 128, _mm512_permutexvar_epi16(_mm512_srli_epi16(even, 8), last_two));
-    _mm512_store_si512(to + 192, _mm512_permutexvar_epi16(_mm512_srli_epi16(odd, 8), last_two));
-  }
-  return out;
+static inline __m512 sixteen_bytes(const uint8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
 
-const uint8_t* Q8Rows::decode(const uint8_t* group, uint8_t* out) {
-  RowFactors f;
-  for (int half = 0; half < 2; ++half) {
-    const __m512 scale = sixteen_halves(group + 32 * half);
-    _mm512_store_ps(f.scale + 16 * half, scale);
-    _mm512_store_ps(f.minimum + 16 * half, _mm512_mul_ps(scale, _mm512_set1_ps(-32896.0f)));
+static inline __m512i bf16_of(__m512 low, __m512 high) { return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)); }
+
+// Bits of `a` where those of `mask` are set, else of `b`.
+static inline __m512i select_bits(__m512i mask, __m512i a, __m512i b) { return _mm512_ternarylogic_epi32(mask, a, b, 0xca); }
+
+static inline __m512i shift_words(__m512i words, int left) {
+  return left >= 0 ? _mm512_slli_epi16(words, static_cast<unsigned>(left)) : _mm512_srli_epi16(words, static_cast<unsigned>(-left));
+}
+
+// How a group of a layout becomes 32 rows of 64 bytes. `decode` returns where they lie: in `out`, or where they lay
+// already. `panel`: of which group `g` is wanted.
+template <Layout LAYOUT>
+struct Rows {
+  static constexpr Shape SHAPE = shape_of(LAYOUT);
+  static constexpr int64_t BYTES = static_cast<int64_t>(SHAPE.bytes_a_group());  // of a panel, for each group
+  static constexpr size_t FACTOR_BYTES = SHAPE.factor_bytes();
+  static constexpr size_t KINDS = SHAPE.kinds();
+  static constexpr size_t SUB_BYTES = SHAPE.sub_bytes();
+
+  static inline const uint8_t* decode(const uint8_t* panel, int64_t g, uint8_t* out) {
+    const GroupPlace place = place_of<LAYOUT>(panel, g);
+    RowFactors f;
+    load_factors(place, f);
+    const RowFactors* factors = f.from_memory();
+    const uint8_t* codes = place.group + FACTOR_BYTES;
+    if constexpr (SHAPE.codes == Codes::nibbles && SHAPE.runs == 1) nibbles(codes, factors, out);
+    else if constexpr (SHAPE.codes == Codes::nibbles) nibbles_of_sixteen(codes, factors, out);
+    else if constexpr (SHAPE.codes == Codes::fives) fives(codes, factors, out);
+    else computed(codes, factors, out);
+    return out;
   }
-  const __m512i middle = _mm512_set1_epi32(0xff00);
-  const __m512i power = _mm512_set1_epi32(0x47000000);  // 2^15
-  const RowFactors* factors = f.from_memory();
-  const auto value = [&](__m512i bytes, int row) {
-    const __m512 q = _mm512_castsi512_ps(_mm512_ternarylogic_epi32(bytes, middle, power, 0xea));
-    return _mm512_fmadd_ps(q, _mm512_set1_ps(factors->scale[row]), _mm512_set1_ps(factors->minimum[row]));
-  };
+
+ private:
+  static inline void load_factors(const GroupPlace& place, RowFactors& f) {
+    const auto keep = [&](int at, __m512 scale, __m512 minimum) {
+      _mm512_store_ps(f.scale + at, scale);
+      if constexpr (SHAPE.codes == Codes::bytes) minimum = _mm512_mul_ps(scale, _mm512_set1_ps(-32896.0f));  // 2^15 + 128
+      if constexpr (SHAPE.codes == Codes::sixes) minimum = _mm512_mul_ps(scale, _mm512_set1_ps(-160.0f));    // 2^7 + 32
+      _mm512_store_ps(f.minimum + at, minimum);
+    };
+    for (int half = 0; half < 2; ++half) {
+      if constexpr (SHAPE.floats) {
+        for (int run = 0; run < 2; ++run)
+          _mm512_store_ps(f.scale + PANEL * run + 16 * half, _mm512_loadu_ps(place.group + 4 * (PANEL * run + 16 * half)));
+        continue;
+      }
+      const uint8_t* halves = (SHAPE.sub ? place.header : place.group) + 32 * half;
+      const __m512 scale = sixteen_halves(halves);
+      const __m512 minimum = SHAPE.minimum ? sixteen_halves(halves + 2 * PANEL) : _mm512_setzero_ps();
+      if constexpr (!SHAPE.sub) {
+        keep(16 * half, scale, minimum);
+      } else {
+        const uint8_t* sub = place.header + 2 * PANEL * KINDS + static_cast<size_t>(place.number) * SUB_BYTES + 16 * half;
+        for (int run = 0; run < SHAPE.runs; ++run) {
+          const __m512 least = SHAPE.minimum ? _mm512_mul_ps(minimum, sixteen_bytes(sub + PANEL * (SHAPE.runs + run))) : minimum;
+          keep(PANEL * run + 16 * half, _mm512_mul_ps(scale, sixteen_bytes(sub + PANEL * run)), least);
+        }
+      }
+    }
+  }
+
+  // What sixteen codes from `first` on mean.
+  static inline __m512 meanings(int first) {
+    alignas(64) float q[16];
+    for (int i = 0; i < 16; ++i) q[i] = static_cast<float>((SHAPE.table ? IQ4_MEANINGS[i] : first + i) - SHAPE.centre);
+    return _mm512_load_ps(q);
+  }
+
+  static inline __m512 values(__m512 q, const RowFactors* f, int at) {
+    if constexpr (SHAPE.minimum) return _mm512_fmadd_ps(q, _mm512_set1_ps(f->scale[at]), _mm512_set1_ps(f->minimum[at]));
+    else return _mm512_mul_ps(q, _mm512_set1_ps(f->scale[at]));
+  }
+
+  // Two rows share a table: the second one's sixteen values begin at 16.
+  static inline void nibbles(const uint8_t* codes, const RowFactors* f, uint8_t* out) {
+    const __m512 q = meanings(0);
+    const __m512i low = _mm512_set1_epi16(0x0f0f);
+    const __m512i second = _mm512_set1_epi16(0x1010);
+#pragma GCC unroll 8
+    for (int row = 0; row < PANEL; row += 4) {
+      const __m512i words = _mm512_loadu_si512(codes + 16 * row);
+      const __m512i even = _mm512_and_si512(words, low);
+      const __m512i odd = _mm512_ternarylogic_epi32(_mm512_srli_epi16(words, 4), low, second, 0xea);  // (a & b) | c
+      const __m512i first_two = bf16_of(values(q, f, row), values(q, f, row + 1));
+      const __m512i last_two = bf16_of(values(q, f, row + 2), values(q, f, row + 3));
+      uint8_t* to = out + 64 * row;
+      _mm512_store_si512(to, _mm512_permutexvar_epi16(even, first_two));
+      _mm512_store_si512(to + 64, _mm512_permutexvar_epi16(odd, first_two));
+      _mm512_store_si512(to + 128, _mm512_permutexvar_epi16(_mm512_srli_epi16(even, 8), last_two));
+      _mm512_store_si512(to + 192, _mm512_permutexvar_epi16(_mm512_srli_epi16(odd, 8), last_two));
+    }
+  }
+
+  // The first and the last sixteen inputs of a row share a table.
+  static inline void nibbles_of_sixteen(const uint8_t* codes, const RowFactors* f, uint8_t* out) {
+    const __m512 q = meanings(0);
+    const __m512i low = _mm512_set1_epi16(0x000f);
+    const __m512i last = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(0x0010), 1);
+#pragma GCC unroll 32
+    for (int row = 0; row < PANEL; ++row) {
+      const __m512i words = shift_words(_mm512_loadu_si512(codes + 64 * (row / 4)), -4 * (row % 4));
+      const __m512i index = _mm512_ternarylogic_epi32(words, low, last, 0xea);  // (a & b) | c
+      const __m512i table = bf16_of(values(q, f, row), values(q, f, PANEL + row));
+      _mm512_store_si512(out + 64 * row, _mm512_permutexvar_epi16(index, table));
+    }
+  }
+
+  // A row is a table; bits above the fifth are not looked at.
+  static inline void fives(const uint8_t* codes, const RowFactors* f, uint8_t* out) {
+    const __m512 q = meanings(0), above = meanings(16);
+    const __m512i low = _mm512_set1_epi16(0x000f);
+#pragma GCC unroll 32
+    for (int row = 0; row < PANEL; ++row) {
+      const __m512i words = shift_words(_mm512_loadu_si512(codes + 64 * (row / 4)), -4 * (row % 4));
+      const __m512i high = shift_words(_mm512_loadu_si512(codes + 512 + 64 * (row / 16)), 4 - row % 16);
+      const __m512i table = bf16_of(values(q, f, row), values(above, f, row));
+      _mm512_store_si512(out + 64 * row, _mm512_permutexvar_epi16(select_bits(low, words, high), table));
+    }
+  }
+
+  // Sixteen codes at the right place of a lane, below an exponent.
+  static inline __m512 valued(__m512i lanes, const RowFactors* f, int at) {
+    constexpr bool SIX = SHAPE.codes == Codes::sixes;
+    const __m512i power = _mm512_set1_epi32(SIX ? 0x43000000 : 0x47000000);  // 2^7, 2^15
+    const __m512i mask = _mm512_set1_epi32(SIX ? 0x3f0000 : 0xff00);
+    const __m512 q = _mm512_castsi512_ps(_mm512_ternarylogic_epi32(lanes, mask, power, 0xea));  // (a & b) | c
+    if constexpr (SHAPE.floats) return _mm512_mul_ps(_mm512_sub_ps(q, _mm512_set1_ps(32896.0f)), _mm512_set1_ps(f->scale[at]));
+    return _mm512_fmadd_ps(q, _mm512_set1_ps(f->scale[at]), _mm512_set1_ps(f->minimum[at]));
+  }
+
+  // Two rows a register: bytes 0 and 1 of a lane belong to the first one.
+  static inline void computed(const uint8_t* codes, const RowFactors* f, uint8_t* out) {
+    constexpr int LAST = SHAPE.runs == 2 ? PANEL : 0;
 #pragma GCC unroll 16
-  for (int row = 0; row < PANEL; row += 2) {
-    const __m512i bytes = _mm512_loadu_si512(group + 64 + 32 * row);
-    const __m512 a = value(_mm512_slli_epi32(bytes, 8), row);
-    const __m512 b = value(bytes, row);
-    const __m512 c = value(_mm512_srli_epi32(bytes, 8), row + 1);
-    const __m512 d = value(_mm512_srli_epi32(bytes, 16), row + 1);
-    _mm512_store_si512(out + 64 * row, bf16_of(a, b));
-    _mm512_store_si512(out + 64 * row + 64, bf16_of(c, d));
+    for (int row = 0; row < PANEL; row += 2) {
+      __m512 a, b, c, d;
+      if constexpr (SHAPE.codes == Codes::sixes) {
+        const __m512i low = shift_words(_mm512_loadu_si512(codes + 64 * (row / 4)), -4 * (row / 2 % 2));
+        const __m512i high = shift_words(_mm512_loadu_si512(codes + 512 + 64 * (row / 8)), 4 - 2 * (row / 2 % 4));
+        const __m512i bytes = select_bits(_mm512_set1_epi8(15), low, high);
+        a = valued(_mm512_slli_epi32(bytes, 16), f, row);
+        b = valued(_mm512_slli_epi32(bytes, 8), f, LAST + row);
+        c = valued(bytes, f, row + 1);
+        d = valued(_mm512_srli_epi32(bytes, 8), f, LAST + row + 1);
+      } else {
+        const __m512i bytes = _mm512_loadu_si512(codes + 32 * row);
+        a = valued(_mm512_slli_epi32(bytes, 8), f, row);
+        b = valued(bytes, f, LAST + row);
+        c = valued(_mm512_srli_epi32(bytes, 8), f, row + 1);
+        d = valued(_mm512_srli_epi32(bytes, 16), f, LAST + row + 1);
+      }
+      _mm512_store_si512(out + 64 * row, bf16_of(a, b));
+      _mm512_store_si512(out + 64 * row + 64, bf16_of(c, d));
+    }
   }
-  return out;
+};
+
+// Halves lie as they are wanted.
+template <>
+struct Rows<Layout::bf16> {
+  static constexpr int64_t BYTES = HALF_GROUP_BYTES;
+  static inline const uint8_t* decode(const uint8_t* panel, int64_t g, uint8_t*) { return panel + g * BYTES; }
+};
+// Calls `use` with the format of a matrix that is packed by rows.
+template <class Use>
+static inline void with_format(const Matrix& matrix, Use use) {
+  if (matrix.layout == Layout::bf16) return use(Rows<Layout::bf16>{});
+  with_layout(matrix.layout, [&](auto layout) { use(Rows<layout()>{}); });
 }
 
 }  // namespace puna::path_amx

@@ -70,15 +70,16 @@ int Executor::add_weight(const std::string& type_name, const uint8_t* raw, size_
   weight->width = width;
   if (matrix) {
     Matrix& m = weight->matrix;
-    m.layout = packed_layout(type, integer, kernels_->bf16, kernels_ != &portable_kernels);
+    m.by_rows = integer && kernels_->bf16;
+    m.layout = packed_layout(type, integer, m.by_rows, kernels_ != &portable_kernels);
     m.out_features = rows;
     m.in_features = width;
     m.panel_bytes = panel_bytes(m.layout, width);
     uint8_t* panels = panels_.allocate(m.packed_bytes());
     m.panels = panels;
-    if (m.layout == Layout::bf16_rows && type != FileType::bf16) weight->raw = raw;  // packed rows are rounded
+    if (m.layout == Layout::bf16 && type == FileType::f16) weight->raw = raw;  // packed rows are rounded
     pool_.run(m.panel_count(), 4, [&](int64_t first, int64_t last, int) {
-      pack_panels(type, m.layout, raw, rows, width, first, last, panels);
+      pack_panels(type, m.layout, m.by_rows, raw, rows, width, first, last, panels);
     });
   } else if (rows == 1) {
     weight->vector.resize(static_cast<size_t>(width));
@@ -154,7 +155,7 @@ void Executor::plan(OpList& list) {
       continue;
     }
     const int input = static_cast<int>(op.ints[0]), output = static_cast<int>(op.ints[1]);
-    if (takes_rounded(weights_[static_cast<size_t>(op.ints[2])]->matrix.layout) && rounded != input) {
+    if (weights_[static_cast<size_t>(op.ints[2])]->matrix.takes_rounded() && rounded != input) {
       Stage& stage = rows_stage();
       stage.rounded = rounded = input;
       stage.slot = slot;
@@ -201,7 +202,7 @@ bool Executor::is_gated(const OpList& list, int gate) const {
   const Stage& stage = list.stages.back();
   if (!kernels_->gated || stage.kind != Stage::linears || stage.ops != std::vector<int>{gate - 2, gate - 1}) return false;
   const auto multiplies = [&](const Op& linear) {
-    return linear.kind == OpKind::linear && takes_rounded(weights_[static_cast<size_t>(linear.ints[2])]->matrix.layout);
+    return linear.kind == OpKind::linear && weights_[static_cast<size_t>(linear.ints[2])]->matrix.takes_rounded();
   };
   const Op& a = list.ops[static_cast<size_t>(gate - 2)];
   const Op& b = list.ops[static_cast<size_t>(gate - 1)];

@@ -105,7 +105,7 @@ void ExpertsStep::choose(const Block& block) {
 void ExpertsStep::gather(const Block& block) {
   const int64_t in = block.gate().in_features;
   const auto row_of = [&](int64_t row) { return block.x + tokens_[static_cast<size_t>(row)] * in; };
-  const bool gate_rounded = takes_rounded(block.gate().layout), up_rounded = takes_rounded(block.up().layout);
+  const bool gate_rounded = block.gate().takes_rounded(), up_rounded = block.up().takes_rounded();
   if (gate_rounded || up_rounded) round(block, in, row_of);
   if (gate_rounded && up_rounded) return;
   gathered_.reserve(static_cast<size_t>(block.rows() * in));
@@ -184,7 +184,7 @@ void ExpertsStep::multiply(const Block& block, const Group& group, const Matrix&
                            const float* x, float* out) {
   LinearArgs args{};
   args.matrix = &matrix;
-  if (takes_rounded(matrix.layout)) args.quantized = rounded_rows(group, matrix.groups());
+  if (matrix.takes_rounded()) args.quantized = rounded_rows(group, matrix.groups());
   else args.x = x + group.first * matrix.in_features;
   args.rows = group.rows;
   args.out = out + group.first * matrix.out_features;
@@ -212,7 +212,7 @@ void ExpertsStep::gate_and_up(const Block& block) {
 
 void ExpertsStep::down(const Block& block) {
   const int64_t width = block.down().in_features;
-  if (takes_rounded(block.down().layout)) round(block, width, [&](int64_t row) { return gate_.data() + row * width; });
+  if (block.down().takes_rounded()) round(block, width, [&](int64_t row) { return gate_.data() + row * width; });
   down_.reserve(static_cast<size_t>(block.rows() * block.down().out_features));
   run_panels(block, block.down().panel_count(), [&](const Group& group, const LinearPart& part) {
     multiply(block, group, block.args.matrices->down[static_cast<size_t>(group.expert)], part, gate_.data(), down_.data());

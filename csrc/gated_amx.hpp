@@ -9,16 +9,7 @@
 
 namespace puna::path_amx {
 
-// Calls `use` with the format of a matrix.
-template <class Use>
-static inline void with_format(const Matrix& matrix, Use use) {
-  if (matrix.layout == Layout::q4_rows) return use(Q4Rows{});
-  if (matrix.layout == Layout::q8_rows) return use(Q8Rows{});
-  return use(Bf16Rows{});
-}
-
 // Few rows: sums of both go to scratch of the first cache.
-template <class GateFormat, class UpFormat>
 static void few_gated(const GatedArgs& a, const LinearPart& part) {
   struct alignas(64) Sums {
     float gate[MANY * PANEL];
@@ -36,8 +27,8 @@ static void few_gated(const GatedArgs& a, const LinearPart& part) {
     gate.out = sums.gate - panel * PANEL;
     up.out = sums.up - panel * PANEL;
     gate.out_stride = up.out_stride = PANEL;
-    multiply<GateFormat>(gate, {panel, panel + 1, 0, a.gate.rows});
-    multiply<UpFormat>(up, {panel, panel + 1, 0, a.gate.rows});
+    multiply(gate, {panel, panel + 1, 0, a.gate.rows});
+    multiply(up, {panel, panel + 1, 0, a.gate.rows});
     for (int64_t row = 0; row < a.gate.rows; ++row) {
       const float* g = sums.gate + row * PANEL;
       const float* u = sums.up + row * PANEL;
@@ -47,13 +38,18 @@ static void few_gated(const GatedArgs& a, const LinearPart& part) {
   }
 }
 
+static void many_gated(const GatedArgs& a, const LinearPart& part) {
+  ManyScratch& scratch = many_scratch();
+  const Tiles tiles(TileShapes(16, 16));
+  for (int64_t panel = part.panel; panel < part.panel_end; ++panel) {
+    with_format(*a.gate.matrix, [&](auto format) { activate_panel<decltype(format)>(a, panel, part, scratch); });
+    with_format(*a.up.matrix, [&](auto format) { gate_panel<decltype(format)>(a, panel, part, scratch); });
+  }
+}
+
 static void gated(const GatedArgs& a, const LinearPart& part) {
-  with_format(*a.gate.matrix, [&](auto gate) {
-    with_format(*a.up.matrix, [&](auto up) {
-      if (a.gate.rows >= MANY) many_gated<decltype(gate), decltype(up)>(a, part);
-      else few_gated<decltype(gate), decltype(up)>(a, part);
-    });
-  });
+  if (a.gate.rows >= MANY) many_gated(a, part);
+  else few_gated(a, part);
 }
 
 }  // namespace puna::path_amx

@@ -6,23 +6,15 @@
 #include <cstdint>
 
 #include "cache_layout.hpp"
+#include "layouts.hpp"
 #include "sampling_kernels.hpp"
 
 namespace puna {
 
-constexpr int GROUP = 32;  // values along K that share a scale
-constexpr int PANEL = 32;  // output rows that are packed together
-
-enum class Layout { float32, f16, bf16, q4, q8, q4_rows, q8_rows, bf16_rows };
-
-// Whether products of a layout take rows that were rounded before; the others take float32 as it is.
-inline bool takes_rounded(Layout layout) {
-  return layout != Layout::float32 && layout != Layout::f16 && layout != Layout::bf16;
-}
-
-// A packed matrix [out_features, in_features]; see packing.hpp for the bytes.
+// A packed matrix [out_features, in_features]; see layouts.hpp for the bytes.
 struct Matrix {
   Layout layout = Layout::float32;
+  bool by_rows = false;  // codes lie as paths read them that multiply in bf16
   int64_t out_features = 0;
   int64_t in_features = 0;
   const uint8_t* panels = nullptr;
@@ -30,6 +22,8 @@ struct Matrix {
   int64_t groups() const { return (in_features + GROUP - 1) / GROUP; }
   int64_t panel_count() const { return (out_features + PANEL - 1) / PANEL; }
   size_t packed_bytes() const { return panel_bytes * static_cast<size_t>(panel_count()); }
+  // Whether its products take rows that were rounded before; others take float32 as it is.
+  bool takes_rounded() const { return by_rows ? layout != Layout::float32 : layout > Layout::bf16; }
 };
 
 // Tokens are multiplied by tiles: a step's rows are cut into tiles of the sizes that a path likes best, of which the
@@ -55,13 +49,14 @@ inline TokenTile tile_of(int64_t row, int64_t rows, int64_t most) {
 inline int64_t padded_rows(int64_t rows) { return (rows + 15) / 16 * 16; }
 
 // One group of 32 inputs of one row as integers (quantize.hpp). A value is scale * q or, in a wide group,
-// scale * (128 * q + fine). `sum` is the sum of the group's integers, `offset` is scale * sum.
+// scale * (128 * q + fine). `sum` is -32 times the sum of the group's integers, `first_sum` of the first sixteen:
+// what codes of weights with a centre of 32 have too much. `offset` is scale times the sum.
 struct RoundedGroup {
   int8_t q[GROUP];
   float scale;
   float offset;
   int32_t sum;
-  int32_t unused;
+  int32_t first_sum;
 };
 
 // Rows rounded to integers. A tile's groups lie together, so that a kernel finds those of its tokens at fixed places:
@@ -78,7 +73,7 @@ struct QuantizedRows {
 struct LinearArgs {
   const Matrix* matrix;
   const float* x;           // [rows, in_features], layouts of real numbers
-  QuantizedRows quantized;  // where the layout takes_rounded
+  QuantizedRows quantized;  // where the matrix takes_rounded
   int64_t rows;
   const float* bias;  // [out_features] or null
   float* out;         // [rows, out_stride]

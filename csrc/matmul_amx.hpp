@@ -1,4 +1,4 @@
-// out = x @ matrix.T on tiles of bf16, with float32 sums (TDPBF16PS), over panels of rows (packing.hpp).
+// out = x @ matrix.T on tiles of bf16, with float32 sums (TDPBF16PS), over panels of rows (layouts.hpp).
 //
 // An element's sum takes 32 inputs at a time, in the order of the groups; within them the instruction sums the even and
 // the odd inputs apart. It depends on no other row or column, nor on which factor stands left: so few tokens multiply
@@ -41,6 +41,12 @@ struct Scratch {
   alignas(64) float sums[32 * PANEL];
 };
 
+// One a thread, whatever the format.
+static inline Scratch& few_scratch() {
+  static thread_local Scratch scratch;
+  return scratch;
+}
+
 // Sixteen rows from `row` on or, with TWO, up to 32.
 template <class Format, bool TWO>
 static void few(const LinearArgs& a, const LinearPart& part, int64_t row, Scratch& scratch) {
@@ -57,10 +63,10 @@ static void few(const LinearArgs& a, const LinearPart& part, int64_t row, Scratc
     zero_sums();
     for (int64_t step = 0; step < groups + LAG; ++step) {
       if (step < groups) {
-        const uint8_t* group = w + static_cast<size_t>(group_at(a, step)) * Format::GROUP_BYTES;
-        for (size_t line = 0; line < Format::GROUP_BYTES; line += 64)
-          _mm_prefetch(reinterpret_cast<const char*>(group + AHEAD + line), _MM_HINT_T0);
-        decoded[step % RING] = Format::decode(group, scratch.ring + step % RING * DECODED_BYTES);
+        const int64_t g = group_at(a, step);
+        for (int64_t line = 0; line < Format::BYTES; line += 64)
+          _mm_prefetch(reinterpret_cast<const char*>(w + g * Format::BYTES + AHEAD + line), _MM_HINT_T0);
+        decoded[step % RING] = Format::decode(w, g, scratch.ring + step % RING * DECODED_BYTES);
         written();
       }
       if (step < LAG) continue;
@@ -89,10 +95,15 @@ static void few(const LinearArgs& a, const LinearPart& part, int64_t row, Scratc
 template <class Format>
 static void multiply(const LinearArgs& a, const LinearPart& part) {
   if (a.rows >= MANY) return many<Format>(a, part);
-  static thread_local Scratch scratch;
+  Scratch& scratch = few_scratch();
   int64_t row = part.row;
   for (; row + 16 < part.row_end; row += 32) few<Format, true>(a, part, row, scratch);
   if (row < part.row_end) few<Format, false>(a, part, row, scratch);
+}
+
+// A part of the product of a matrix that is packed by rows.
+static void multiply(const LinearArgs& a, const LinearPart& part) {
+  with_format(*a.matrix, [&](auto format) { multiply<decltype(format)>(a, part); });
 }
 
 }  // namespace puna::path_amx

@@ -31,6 +31,12 @@ struct ManyScratch {
 };
 static_assert(sizeof(ManyScratch) < (size_t{256} << 10));
 
+// One a thread, whatever the format.
+static inline ManyScratch& many_scratch() {
+  static thread_local ManyScratch scratch;
+  return scratch;
+}
+
 // Groups in the order of the sum; only the fault that breaks batch invariance on purpose begins elsewhere.
 static inline int64_t group_at(const LinearArgs& a, int64_t step) {
   const int64_t g = a.first_group + step, groups = a.matrix->groups();
@@ -41,8 +47,7 @@ static inline int64_t group_at(const LinearArgs& a, int64_t step) {
 template <class Format>
 static inline void decode_chunk(const LinearArgs& a, const uint8_t* w, int64_t step, int64_t count, ManyScratch& scratch) {
   for (int64_t k = 0; k < count; ++k) {
-    const uint8_t* group = w + static_cast<size_t>(group_at(a, step + k)) * Format::GROUP_BYTES;
-    const uint8_t* rows = Format::decode(group, scratch.rows + k % 2 * DECODED_BYTES);
+    const uint8_t* rows = Format::decode(w, group_at(a, step + k), scratch.rows + k % 2 * DECODED_BYTES);
     written();
     for (int half = 0; half < 2; ++half) {
       uint8_t* out = scratch.chunk + k * DECODED_BYTES + half * TILE_BYTES;
@@ -125,7 +130,7 @@ struct PanelLanes {
 
 template <class Format>
 static void many(const LinearArgs& a, const LinearPart& part) {
-  static thread_local ManyScratch scratch;
+  ManyScratch& scratch = many_scratch();
   const Tiles tiles(TileShapes(16, 16));
   for (int64_t panel = part.panel; panel < part.panel_end; ++panel) {
     const PanelLanes lanes(a, panel);
@@ -143,30 +148,32 @@ static void many(const LinearArgs& a, const LinearPart& part) {
   }
 }
 
-// A panel of both factors of a gate: the first one is activated while it is multiplied, then meets the second one.
-template <class GateFormat, class UpFormat>
-static void many_gated(const GatedArgs& a, const LinearPart& part) {
-  static thread_local ManyScratch scratch;
-  const Tiles tiles(TileShapes(16, 16));
+// The first factor of a gate: a panel of it is activated while it is multiplied, into scratch.gates.
+template <class Format>
+static void activate_panel(const GatedArgs& a, int64_t panel, const LinearPart& part, ManyScratch& scratch) {
+  const PanelLanes lanes(a.gate, panel);
+  const auto activated = [&](__m512 x) { return path_avx512::activate({x}, a.kind).v; };
+  pass_panel<Format>(a.gate, panel, part.row, part.row_end, scratch.gates, scratch, [&](int64_t, float* sums) {
+    __m512 low = _mm512_load_ps(sums), high = _mm512_load_ps(sums + 256);
+    if (a.gate.bias) low = _mm512_add_ps(low, lanes.low_bias), high = _mm512_add_ps(high, lanes.high_bias);
+    _mm512_store_ps(sums, activated(low));
+    _mm512_store_ps(sums + 256, activated(high));
+  });
+}
+
+// The second one meets it.
+template <class Format>
+static void gate_panel(const GatedArgs& a, int64_t panel, const LinearPart& part, ManyScratch& scratch) {
+  const PanelLanes lanes(a.up, panel);
   const int64_t groups = a.gate.matrix->panel_count();
-  for (int64_t panel = part.panel; panel < part.panel_end; ++panel) {
-    const PanelLanes gate(a.gate, panel), up(a.up, panel);
-    const auto activated = [&](__m512 x) { return path_avx512::activate({x}, a.kind).v; };
-    pass_panel<GateFormat>(a.gate, panel, part.row, part.row_end, scratch.gates, scratch, [&](int64_t, float* sums) {
-      __m512 low = _mm512_load_ps(sums), high = _mm512_load_ps(sums + 256);
-      if (a.gate.bias) low = _mm512_add_ps(low, gate.low_bias), high = _mm512_add_ps(high, gate.high_bias);
-      _mm512_store_ps(sums, activated(low));
-      _mm512_store_ps(sums + 256, activated(high));
-    });
-    pass_panel<UpFormat>(a.up, panel, part.row, part.row_end, scratch.sums, scratch, [&](int64_t row, const float* sums) {
-      const float* factor = scratch.gates + (sums - scratch.sums);
-      __m512 low = _mm512_load_ps(sums), high = _mm512_load_ps(sums + 256);
-      if (a.up.bias) low = _mm512_add_ps(low, up.low_bias), high = _mm512_add_ps(high, up.high_bias);
-      low = _mm512_maskz_mul_ps(up.low, _mm512_load_ps(factor), low);
-      high = _mm512_maskz_mul_ps(up.high, _mm512_load_ps(factor + 256), high);
-      _mm512_store_si512(group_of(a.out, groups, row, panel), bf16_of(low, high));
-    });
-  }
+  pass_panel<Format>(a.up, panel, part.row, part.row_end, scratch.sums, scratch, [&](int64_t row, const float* sums) {
+    const float* factor = scratch.gates + (sums - scratch.sums);
+    __m512 low = _mm512_load_ps(sums), high = _mm512_load_ps(sums + 256);
+    if (a.up.bias) low = _mm512_add_ps(low, lanes.low_bias), high = _mm512_add_ps(high, lanes.high_bias);
+    low = _mm512_maskz_mul_ps(lanes.low, _mm512_load_ps(factor), low);
+    high = _mm512_maskz_mul_ps(lanes.high, _mm512_load_ps(factor + 256), high);
+    _mm512_store_si512(group_of(a.out, groups, row, panel), bf16_of(low, high));
+  });
 }
 
 }  // namespace puna::path_amx

@@ -7,7 +7,7 @@
 // tokens to bf16 too, and is slower here (docs/decisions.md).
 #pragma once
 
-#include "packing.hpp"
+#include "layouts.hpp"
 #include "panel_rows.hpp"
 
 namespace puna::PUNA_NS {

@@ -121,7 +121,7 @@ void Executor::run_linears(const OpList& list, const Stage& stage, std::vector<F
       const int64_t count = args.matrix->panel_count();
       const LinearPart own{part.panel, std::min(count, part.panel_end), part.row, part.row_end};
       if (own.panel < own.panel_end) {
-        if (takes_rounded(args.matrix->layout)) args.quantized = rounded_[stage.slot].for_thread(*kernels_, thread);
+        if (args.matrix->takes_rounded()) args.quantized = rounded_[stage.slot].for_thread(*kernels_, thread);
         kernels_->linear(args, own);
         if (stage.logits) take_maxima(args, own);
       }

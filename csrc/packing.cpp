@@ -1,282 +1,153 @@
 #include "packing.hpp"
 
 #include <cstring>
-#include <stdexcept>
+#include <vector>
 
+#include "code_places.hpp"
 #include "numeric.hpp"
 
 namespace puna {
 
 namespace {
 
-struct Block {
-  int values;
-  int bytes;
-};
-
-Block block_of(FileType type) {
-  switch (type) {
-    case FileType::f32: return {1, 4};
-    case FileType::f16: return {1, 2};
-    case FileType::bf16: return {1, 2};
-    case FileType::q8_0: return {32, 34};
-    case FileType::q4_0: return {32, 18};
-    case FileType::q4_1: return {32, 20};
-  }
-  throw std::logic_error("file type");
-}
-
 void write_u16(uint8_t* p, uint16_t value) { std::memcpy(p, &value, sizeof value); }
 
-// -8 * d is exact in half precision unless it leaves the range; a scale that large is not a weight's.
-uint16_t minus_eight_times(uint16_t half) {
-  const uint32_t exponent = (half >> 10) & 31u;
-  if ((half & 0x7fffu) == 0) return static_cast<uint16_t>(half ^ 0x8000u);
-  if (exponent == 0) {  // subnormal: the product may become normal
-    const float value = half_to_float(half) * -8.0f;
-    uint32_t mantissa = static_cast<uint32_t>((value < 0 ? -value : value) * 16777216.0f);  // in units of 2^-24
-    uint32_t shift = 0;
-    while (mantissa >= 2048u) mantissa >>= 1, ++shift;
-    const uint32_t bits = mantissa < 1024u ? mantissa : ((shift + 1) << 10) | (mantissa & 1023u);
-    return static_cast<uint16_t>(bits | (value < 0 ? 0x8000u : 0u));
+// The factors of row `lane`, where they lie for group `place`. KEEP stores them there, else they are read back.
+template <Layout LAYOUT, bool KEEP, class Group>
+void move_factors(const GroupPlace& place, int lane, Group& group) {
+  constexpr Shape shape = shape_of(LAYOUT);
+  const auto move = [&](const uint8_t* at, auto& value) {
+    if constexpr (KEEP) std::memcpy(const_cast<uint8_t*>(at), &value, sizeof value);
+    else std::memcpy(&value, at, sizeof value);
+  };
+  if constexpr (shape.floats) {
+    for (int run = 0; run < 2; ++run) move(place.group + 4 * (PANEL * run + lane), group.factors[run]);
+    return;
   }
-  if (exponent + 3 >= 31) throw std::invalid_argument("a Q4_0 scale is too large or not a number");
-  return static_cast<uint16_t>((half + (3u << 10)) ^ 0x8000u);
-}
-
-void pack_q4_row(FileType type, const uint8_t* row, int64_t groups, int lane, uint8_t* panel) {
-  const Block block = block_of(type);
-  const int half = lane / 16;
-  const int r = lane % 16;
-  for (int64_t g = 0; g < groups; ++g, row += block.bytes, panel += Q4_GROUP_BYTES) {
-    const uint16_t scale = read_u16(row);
-    const bool has_minimum = type == FileType::q4_1;
-    write_u16(panel + 2 * lane, scale);
-    write_u16(panel + 2 * PANEL + 2 * lane, has_minimum ? read_u16(row + 2) : minus_eight_times(scale));
-    const uint8_t* nibbles = row + (has_minimum ? 4 : 2);
-    uint8_t* chunks = panel + 4 * PANEL + half * 256;
-    for (int c = 0; c < 4; ++c) std::memcpy(chunks + 64 * c + 4 * r, nibbles + 4 * c, 4);
+  const uint8_t* halves = shape.sub ? place.header : place.group;
+  move(halves + 2 * lane, group.scale);
+  if constexpr (shape.minimum) move(halves + 2 * (PANEL + lane), group.minimum);
+  if constexpr (shape.sub) {
+    const uint8_t* sub = place.header + 2 * PANEL * shape.kinds() + static_cast<size_t>(place.number) * shape.sub_bytes() + lane;
+    for (int run = 0; run < shape.runs; ++run) move(sub + PANEL * run, group.scales[run]);
+    for (int run = 0; shape.minimum && run < shape.runs; ++run) move(sub + PANEL * (shape.runs + run), group.minimums[run]);
   }
 }
 
-void pack_q8_row(const uint8_t* row, int64_t groups, int lane, uint8_t* panel) {
-  const int half = lane / 16;
-  const int r = lane % 16;
-  for (int64_t g = 0; g < groups; ++g, row += 34, panel += Q8_GROUP_BYTES) {
-    write_u16(panel + 2 * lane, read_u16(row));
-    uint8_t* chunks = panel + 2 * PANEL + half * 512;
-    for (int k = 0; k < GROUP; ++k) chunks[64 * (k / 4) + 4 * r + k % 4] = static_cast<uint8_t>(row[2 + k] ^ 0x80u);
-  }
-}
-
-void pack_q4_rows(FileType type, const uint8_t* row, int64_t groups, int lane, uint8_t* panel) {
-  const Block block = block_of(type);
-  for (int64_t g = 0; g < groups; ++g, row += block.bytes, panel += Q4_GROUP_BYTES) {
-    const uint16_t scale = read_u16(row);
-    const bool has_minimum = type == FileType::q4_1;
-    write_u16(panel + 2 * lane, scale);
-    write_u16(panel + 2 * PANEL + 2 * lane, has_minimum ? read_u16(row + 2) : minus_eight_times(scale));
-    const uint8_t* nibbles = row + (has_minimum ? 4 : 2);
-    uint8_t* chunk = panel + 4 * PANEL + lane / 4 * 64 + lane % 4 / 2;
-    const int shift = lane % 2 * 4;
-    for (int i = 0; i < 16; ++i) {
-      chunk[2 * i] = static_cast<uint8_t>(chunk[2 * i] | (nibbles[i] & 15) << shift);
-      chunk[2 * (i + 16)] = static_cast<uint8_t>(chunk[2 * (i + 16)] | (nibbles[i] >> 4) << shift);
+template <Layout LAYOUT, bool BY_ROWS>
+void pack_panel(FileType type, const uint8_t* row, size_t stride, int rows, int64_t groups, uint8_t* panel) {
+  constexpr Shape shape = shape_of(LAYOUT);
+  constexpr int LOW = shape.codes == Codes::bytes ? 255 : 15;
+  for (int64_t g = 0; g < groups; ++g) {
+    const GroupPlace place = place_of<LAYOUT>(panel, g);
+    uint8_t* codes = const_cast<uint8_t*>(place.group) + shape.factor_bytes();
+    for (int lane = 0; lane < rows; ++lane) {
+      const WeightGroup group = read_group(type, row + static_cast<size_t>(lane) * stride, g);
+      move_factors<LAYOUT, true>(place, lane, group);
+      const auto put = [&](BitPlace at, int bits) {
+        codes[at.byte] = static_cast<uint8_t>(codes[at.byte] | bits << at.shift);
+      };
+      for (int k = 0; k < GROUP; ++k) put(low_bits<shape.codes, BY_ROWS>(lane, k), group.codes[k] & LOW);
+      if constexpr (shape.codes == Codes::fives || shape.codes == Codes::sixes)
+        for (int k = 0; k < GROUP; ++k) put(high_bits<shape.codes, BY_ROWS>(lane, k), group.codes[k] >> 4);
     }
   }
 }
 
-void pack_q8_rows(const uint8_t* row, int64_t groups, int lane, uint8_t* panel) {
-  for (int64_t g = 0; g < groups; ++g, row += 34, panel += Q8_GROUP_BYTES) {
-    write_u16(panel + 2 * lane, read_u16(row));
-    uint8_t* chunk = panel + 2 * PANEL + lane / 2 * 64 + lane % 2 * 2;
-    for (int k = 0; k < GROUP; ++k) chunk[4 * (k % 16) + k / 16] = static_cast<uint8_t>(row[2 + k] ^ 0x80u);
-  }
-}
-
-void pack_bf16_row(const float* row, int64_t width, int lane, uint8_t* panel) {
-  for (int64_t k = 0; k < width; ++k)
-    write_u16(panel + k / GROUP * static_cast<int64_t>(HALF_GROUP_BYTES) + 2 * (lane * GROUP + k % GROUP), float_to_bf16(row[k]));
-}
-
-void pack_half_row(const uint8_t* row, int64_t width, int lane, uint8_t* panel) {
-  for (int64_t k = 0; k < width; ++k) std::memcpy(panel + 2 * (k * PANEL + lane), row + 2 * k, 2);
-}
-
-void unpack_q4_row(const uint8_t* panel, int64_t groups, int lane, float* out) {
-  for (int64_t g = 0; g < groups; ++g, panel += Q4_GROUP_BYTES, out += GROUP) {
-    const float scale = half_to_float(read_u16(panel + 2 * lane));
-    const float minimum = half_to_float(read_u16(panel + 2 * PANEL + 2 * lane));
-    const uint8_t* chunks = panel + 4 * PANEL + lane / 16 * 256 + 4 * (lane % 16);
-    for (int k = 0; k < GROUP / 2; ++k) {
-      const uint8_t byte = chunks[64 * (k / 4) + k % 4];
-      out[k] = scale * static_cast<float>(byte & 15) + minimum;
-      out[GROUP / 2 + k] = scale * static_cast<float>(byte >> 4) + minimum;
+template <Layout LAYOUT, bool BY_ROWS>
+void unpack(const uint8_t* panel, int64_t groups, int lane, float* out) {
+  constexpr Shape shape = shape_of(LAYOUT);
+  constexpr int LOW = shape.codes == Codes::bytes ? 255 : 15;
+  constexpr int HIGH = shape.codes == Codes::fives ? 1 : 3;
+  for (int64_t g = 0; g < groups; ++g, out += GROUP) {
+    const GroupPlace place = place_of<LAYOUT>(panel, g);
+    const uint8_t* codes = place.group + shape.factor_bytes();
+    WeightGroup group;
+    move_factors<LAYOUT, false>(place, lane, group);
+    for (int k = 0; k < GROUP; ++k) {
+      const BitPlace low = low_bits<shape.codes, BY_ROWS>(lane, k);
+      int code = codes[low.byte] >> low.shift & LOW;
+      if constexpr (shape.codes == Codes::fives || shape.codes == Codes::sixes) {
+        const BitPlace high = high_bits<shape.codes, BY_ROWS>(lane, k);
+        code |= (codes[high.byte] >> high.shift & HIGH) << 4;
+      }
+      group.codes[k] = static_cast<uint8_t>(code);
     }
+    decode_group(LAYOUT, group, out);
   }
 }
 
-void unpack_q8_row(const uint8_t* panel, int64_t groups, int lane, float* out) {
-  for (int64_t g = 0; g < groups; ++g, panel += Q8_GROUP_BYTES, out += GROUP) {
-    const float scale = half_to_float(read_u16(panel + 2 * lane));
-    const uint8_t* chunks = panel + 2 * PANEL + lane / 16 * 512 + 4 * (lane % 16);
-    for (int k = 0; k < GROUP; ++k) out[k] = scale * static_cast<float>(chunks[64 * (k / 4) + k % 4] - 128);
+// Two bytes of an input, by rows or input after input.
+int64_t half_place(int64_t k, int64_t lane, bool by_rows) {
+  return 2 * (by_rows ? PANEL * (k / GROUP * GROUP) + lane * GROUP + k % GROUP : k * PANEL + lane);
+}
+
+void pack_floats(FileType type, Layout layout, bool by_rows, const uint8_t* row, int64_t width, int lane, uint8_t* panel) {
+  std::vector<float> values(static_cast<size_t>(width));
+  decode_row(type, row, width, values.data());
+  for (int64_t k = 0; k < width; ++k) {
+    const float value = values[static_cast<size_t>(k)];
+    if (layout == Layout::float32) std::memcpy(panel + sizeof(float) * static_cast<size_t>(k * PANEL + lane), &value, sizeof value);
+    else if (layout == Layout::f16) std::memcpy(panel + half_place(k, lane, by_rows), row + 2 * k, 2);
+    else write_u16(panel + half_place(k, lane, by_rows), float_to_bf16(value));
   }
 }
 
-void unpack_q4_rows(const uint8_t* panel, int64_t groups, int lane, float* out) {
-  for (int64_t g = 0; g < groups; ++g, panel += Q4_GROUP_BYTES, out += GROUP) {
-    const float scale = half_to_float(read_u16(panel + 2 * lane));
-    const float minimum = half_to_float(read_u16(panel + 2 * PANEL + 2 * lane));
-    const uint8_t* chunk = panel + 4 * PANEL + lane / 4 * 64 + lane % 4 / 2;
-    for (int k = 0; k < GROUP; ++k) out[k] = scale * static_cast<float>(chunk[2 * k] >> lane % 2 * 4 & 15) + minimum;
+void unpack_floats(const Matrix& matrix, const uint8_t* panel, int lane, float* out) {
+  for (int64_t k = 0; k < matrix.in_features; ++k) {
+    const uint8_t* half = panel + half_place(k, lane, matrix.by_rows);
+    if (matrix.layout == Layout::float32)
+      std::memcpy(out + k, panel + sizeof(float) * static_cast<size_t>(k * PANEL + lane), sizeof(float));
+    else out[k] = matrix.layout == Layout::f16 ? half_to_float(read_u16(half)) : bf16_to_float(read_u16(half));
   }
 }
 
-void unpack_q8_rows(const uint8_t* panel, int64_t groups, int lane, float* out) {
-  for (int64_t g = 0; g < groups; ++g, panel += Q8_GROUP_BYTES, out += GROUP) {
-    const float scale = half_to_float(read_u16(panel + 2 * lane));
-    const uint8_t* chunk = panel + 2 * PANEL + lane / 2 * 64 + lane % 2 * 2;
-    for (int k = 0; k < GROUP; ++k) out[k] = scale * static_cast<float>(chunk[4 * (k % 16) + k / 16] - 128);
-  }
-}
-
-void unpack_bf16_row(const uint8_t* panel, int64_t width, int lane, float* out) {
-  for (int64_t k = 0; k < width; ++k)
-    out[k] = bf16_to_float(read_u16(panel + k / GROUP * static_cast<int64_t>(HALF_GROUP_BYTES) + 2 * (lane * GROUP + k % GROUP)));
-}
+bool is_real(Layout layout) { return layout == Layout::float32 || layout == Layout::f16 || layout == Layout::bf16; }
 
 }  // namespace
 
-FileType file_type(const std::string& name) {
-  if (name == "F32") return FileType::f32;
-  if (name == "F16") return FileType::f16;
-  if (name == "BF16") return FileType::bf16;
-  if (name == "Q8_0") return FileType::q8_0;
-  if (name == "Q4_0") return FileType::q4_0;
-  if (name == "Q4_1") return FileType::q4_1;
-  throw std::invalid_argument("element type " + name + " is not known to the native core");
-}
-
-size_t row_bytes(FileType type, int64_t width) {
-  const Block block = block_of(type);
-  if (width % block.values != 0) throw std::invalid_argument("a row is not a whole number of blocks");
-  return static_cast<size_t>(width / block.values) * static_cast<size_t>(block.bytes);
-}
-
-void decode_row(FileType type, const uint8_t* p, int64_t width, float* out) {
-  const Block block = block_of(type);
-  for (int64_t k = 0; k < width; k += block.values, p += block.bytes, out += block.values) {
-    switch (type) {
-      case FileType::f32: std::memcpy(out, p, 4); break;
-      case FileType::f16: *out = half_to_float(read_u16(p)); break;
-      case FileType::bf16: *out = bf16_to_float(read_u16(p)); break;
-      case FileType::q8_0: {
-        const float scale = half_to_float(read_u16(p));
-        for (int i = 0; i < 32; ++i) out[i] = scale * static_cast<float>(static_cast<int8_t>(p[2 + i]));
-        break;
-      }
-      case FileType::q4_0: {
-        const float scale = half_to_float(read_u16(p));
-        for (int i = 0; i < 16; ++i) {
-          out[i] = scale * static_cast<float>((p[2 + i] & 15) - 8);
-          out[16 + i] = scale * static_cast<float>((p[2 + i] >> 4) - 8);
-        }
-        break;
-      }
-      case FileType::q4_1: {
-        const float scale = half_to_float(read_u16(p));
-        const float minimum = half_to_float(read_u16(p + 2));
-        for (int i = 0; i < 16; ++i) {
-          out[i] = scale * static_cast<float>(p[4 + i] & 15) + minimum;
-          out[16 + i] = scale * static_cast<float>(p[4 + i] >> 4) + minimum;
-        }
-        break;
-      }
-    }
-  }
-}
-
-Layout packed_layout(FileType type, bool integer, bool bf16, bool halves) {
-  const bool by_rows = integer && bf16;
+Layout packed_layout(FileType type, bool integer, bool by_rows, bool halves) {
   switch (type) {
     case FileType::f32: return Layout::float32;
-    case FileType::f16: return by_rows ? Layout::bf16_rows : halves ? Layout::f16 : Layout::float32;
-    case FileType::bf16: return by_rows ? Layout::bf16_rows : Layout::bf16;
-    case FileType::q8_0: return by_rows ? Layout::q8_rows : integer ? Layout::q8 : Layout::float32;
-    case FileType::q4_0:
-    case FileType::q4_1: return by_rows ? Layout::q4_rows : integer ? Layout::q4 : Layout::float32;
+    case FileType::bf16: return Layout::bf16;
+    case FileType::f16: return by_rows ? Layout::bf16 : halves ? Layout::f16 : Layout::float32;
+    default: return integer ? layout_of(type) : Layout::float32;
   }
-  throw std::logic_error("file type");
 }
 
 size_t panel_bytes(Layout layout, int64_t in_features) {
   const size_t groups = static_cast<size_t>((in_features + GROUP - 1) / GROUP);
-  switch (layout) {
-    case Layout::q4:
-    case Layout::q4_rows: return groups * Q4_GROUP_BYTES;
-    case Layout::q8:
-    case Layout::q8_rows: return groups * Q8_GROUP_BYTES;
-    case Layout::f16:
-    case Layout::bf16:
-    case Layout::bf16_rows: return groups * HALF_GROUP_BYTES;
-    case Layout::float32: return groups * F32_GROUP_BYTES;
-  }
-  throw std::logic_error("layout");
+  if (is_real(layout)) return groups * (layout == Layout::float32 ? F32_GROUP_BYTES : HALF_GROUP_BYTES);
+  return groups * shape_of(layout).bytes_a_group();
 }
 
-void pack_panels(FileType type, Layout layout, const uint8_t* data, int64_t out_features, int64_t in_features,
+void pack_panels(FileType type, Layout layout, bool by_rows, const uint8_t* data, int64_t out_features, int64_t in_features,
                  int64_t first, int64_t last, uint8_t* out) {
   const size_t stride = row_bytes(type, in_features);
   const size_t bytes = panel_bytes(layout, in_features);
   const int64_t groups = (in_features + GROUP - 1) / GROUP;
-  std::vector<float> row(static_cast<size_t>(in_features));
   for (int64_t p = first; p < last; ++p) {
     uint8_t* panel = out + static_cast<size_t>(p) * bytes;
     std::memset(panel, 0, bytes);
-    for (int lane = 0; lane < PANEL && p * PANEL + lane < out_features; ++lane) {
-      const uint8_t* source = data + static_cast<size_t>(p * PANEL + lane) * stride;
-      switch (layout) {
-        case Layout::q4: pack_q4_row(type, source, groups, lane, panel); break;
-        case Layout::q8: pack_q8_row(source, groups, lane, panel); break;
-        case Layout::q4_rows: pack_q4_rows(type, source, groups, lane, panel); break;
-        case Layout::q8_rows: pack_q8_rows(source, groups, lane, panel); break;
-        case Layout::f16:
-        case Layout::bf16: pack_half_row(source, in_features, lane, panel); break;
-        case Layout::bf16_rows:
-          decode_row(type, source, in_features, row.data());
-          pack_bf16_row(row.data(), in_features, lane, panel);
-          break;
-        case Layout::float32:
-          decode_row(type, source, in_features, row.data());
-          float* values = reinterpret_cast<float*>(panel);
-          for (int64_t k = 0; k < in_features; ++k) values[k * PANEL + lane] = row[static_cast<size_t>(k)];
-          break;
-      }
-    }
+    const uint8_t* source = data + static_cast<size_t>(p * PANEL) * stride;
+    const int rows = static_cast<int>(out_features - p * PANEL < PANEL ? out_features - p * PANEL : PANEL);
+    for (int lane = 0; is_real(layout) && lane < rows; ++lane)
+      pack_floats(type, layout, by_rows, source + static_cast<size_t>(lane) * stride, in_features, lane, panel);
+    with_layout(layout, [&](auto constant) {
+      if (by_rows) pack_panel<constant(), true>(type, source, stride, rows, groups, panel);
+      else pack_panel<constant(), false>(type, source, stride, rows, groups, panel);
+    });
   }
 }
 
 void unpack_row(const Matrix& matrix, int64_t row, float* out) {
   const uint8_t* panel = matrix.panels + static_cast<size_t>(row / PANEL) * matrix.panel_bytes;
   const int lane = static_cast<int>(row % PANEL);
-  switch (matrix.layout) {
-    case Layout::q4: return unpack_q4_row(panel, matrix.groups(), lane, out);
-    case Layout::q8: return unpack_q8_row(panel, matrix.groups(), lane, out);
-    case Layout::q4_rows: return unpack_q4_rows(panel, matrix.groups(), lane, out);
-    case Layout::q8_rows: return unpack_q8_rows(panel, matrix.groups(), lane, out);
-    case Layout::bf16_rows: return unpack_bf16_row(panel, matrix.in_features, lane, out);
-    case Layout::f16:
-      for (int64_t k = 0; k < matrix.in_features; ++k) out[k] = half_to_float(read_u16(panel + 2 * (k * PANEL + lane)));
-      return;
-    case Layout::bf16:
-      for (int64_t k = 0; k < matrix.in_features; ++k) out[k] = bf16_to_float(read_u16(panel + 2 * (k * PANEL + lane)));
-      return;
-    case Layout::float32:
-      for (int64_t k = 0; k < matrix.in_features; ++k)
-        std::memcpy(out + k, panel + sizeof(float) * static_cast<size_t>(k * PANEL + lane), sizeof(float));
-      return;
-  }
+  if (is_real(matrix.layout)) return unpack_floats(matrix, panel, lane, out);
+  with_layout(matrix.layout, [&](auto constant) {
+    if (matrix.by_rows) unpack<constant(), true>(panel, matrix.groups(), lane, out);
+    else unpack<constant(), false>(panel, matrix.groups(), lane, out);
+  });
 }
 
 }  // namespace puna

@@ -8,12 +8,8 @@ namespace puna {
 namespace {
 
 void linear(const LinearArgs& a, const LinearPart& part) {
-  switch (a.matrix->layout) {
-    case Layout::q4_rows: return path_amx::multiply<path_amx::Q4Rows>(a, part);
-    case Layout::q8_rows: return path_amx::multiply<path_amx::Q8Rows>(a, part);
-    case Layout::bf16_rows: return path_amx::multiply<path_amx::Bf16Rows>(a, part);
-    default: return avx512_kernels.linear(a, part);
-  }
+  if (!a.matrix->by_rows || a.matrix->layout == Layout::float32) return avx512_kernels.linear(a, part);
+  path_amx::multiply(a, part);
 }
 
 KernelTable amx_table() {

@@ -43,15 +43,18 @@ static void quantize(const float* x, int64_t width, const QuantizedRows& out, in
       const VF inverse = set1(to->scale > 0 ? 1.0f / to->scale : 0.0f);
       low = min(mul(low, inverse), set1(127.0f));
       high = min(mul(high, inverse), set1(127.0f));
-      to->sum = to_bytes(low, high, to->q);
+      ByteSums sums = to_bytes(low, high, to->q);
       wide = peak * peak > WIDE_ABOVE * WIDE_ABOVE * mean_square;
       if (wide) {
         low = mul(sub(low, round_even(low)), set1(128.0f));
         high = mul(sub(high, round_even(high)), set1(128.0f));
-        to->sum = 128 * to->sum + to_bytes(low, high, out.fine + (row * groups + g) * GROUP);
+        const ByteSums fine = to_bytes(low, high, out.fine + (row * groups + g) * GROUP);
+        sums = {128 * sums.first + fine.first, 128 * sums.second + fine.second};
         to->scale /= 128.0f;
       }
-      to->offset = to->scale * static_cast<float>(to->sum);
+      to->offset = to->scale * static_cast<float>(sums.first + sums.second);
+      to->sum = -32 * (sums.first + sums.second);
+      to->first_sum = -32 * sums.first;
     }
     // Only written where it changes: bytes of rows that other threads round lie beside it.
     uint8_t& flag = out.wide[g * out.stride + row];

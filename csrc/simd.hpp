@@ -30,6 +30,19 @@ constexpr int LANES = 16;
 // Tokens of the largest tile of the integer matmuls: as many as their sums fit into registers.
 constexpr int MOST_TOKENS = PUNA_PATH == 512 ? 12 : 4;
 
+// Of 32 numbers that became bytes: the sums of the first and of the last sixteen.
+struct ByteSums {
+  int32_t first, second;
+};
+#if PUNA_PATH == 512 || PUNA_PATH == 256
+static inline ByteSums byte_sums(__m256i first, __m256i second) {
+  const __m256i pairs = _mm256_hadd_epi32(first, second);
+  const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+  const __m128i two = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1));
+  return {_mm_cvtsi128_si32(two), _mm_extract_epi32(two, 2)};
+}
+#endif
+
 }  // namespace puna::PUNA_NS
 
 #if PUNA_PATH == 512

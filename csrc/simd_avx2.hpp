@@ -57,6 +57,10 @@ static inline __m256 widen_bf16(const uint16_t* p) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
 }
 static inline VF load_bf16(const uint16_t* p) { return {widen_bf16(p), widen_bf16(p + 8)}; }
+static inline __m256 widen_int8(const uint8_t* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+static inline VF load_int8(const uint8_t* p) { return {widen_int8(p), widen_int8(p + 8)}; }
 static inline VF keep_lanes(VF x, int low, int high, float other) {
   float lanes[LANES];
   store(lanes, x);
@@ -71,21 +75,24 @@ static inline bool all_finite(VF x) {
   const __m256 b = _mm256_cmp_ps(_mm256_sub_ps(x.b, x.b), zeros, _CMP_EQ_OQ);
   return _mm256_movemask_ps(_mm256_and_ps(a, b)) == 0xff;
 }
-static inline int32_t to_bytes(VF x, VF y, int8_t* out) {
+static inline ByteSums to_bytes(VF x, VF y, int8_t* out) {
   const __m256i xa = _mm256_cvtps_epi32(x.a), xb = _mm256_cvtps_epi32(x.b);
   const __m256i ya = _mm256_cvtps_epi32(y.a), yb = _mm256_cvtps_epi32(y.b);
   const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(xa, xb), _mm256_packs_epi32(ya, yb));
   const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_permutevar8x32_epi32(bytes, order));
-  const __m256i sum = _mm256_add_epi32(_mm256_add_epi32(xa, xb), _mm256_add_epi32(ya, yb));
-  __m128i half = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
-  half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4e));
-  return _mm_cvtsi128_si32(_mm_add_epi32(half, _mm_shuffle_epi32(half, 0xb1)));
+  return byte_sums(_mm256_add_epi32(xa, xb), _mm256_add_epi32(ya, yb));
 }
 
 static inline VI zero_int() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 static inline VI set1_int(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 static inline VI add_int(VI x, VI y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
+static inline VI sub_int(VI x, VI y) { return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)}; }
+template <int LEFT>
+static inline VI shift_int(VI x) {
+  if constexpr (LEFT >= 0) return {_mm256_slli_epi32(x.a, LEFT), _mm256_slli_epi32(x.b, LEFT)};
+  else return {_mm256_srai_epi32(x.a, -LEFT), _mm256_srai_epi32(x.b, -LEFT)};
+}
 static inline VI times_128(VI x) { return {_mm256_slli_epi32(x.a, 7), _mm256_slli_epi32(x.b, 7)}; }
 static inline VF to_float(VI x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 static inline VB load_bytes(const uint8_t* p) {
@@ -100,11 +107,24 @@ static inline VB high_nibbles(VB x) {
   const __m256i m = _mm256_set1_epi8(15);
   return {_mm256_and_si256(_mm256_srli_epi16(x.a, 4), m), _mm256_and_si256(_mm256_srli_epi16(x.b, 4), m)};
 }
+template <int LEFT>
+static inline __m256i with_bits_half(__m256i low, __m256i plane, uint8_t mask) {
+  const __m256i bits = LEFT >= 0 ? _mm256_slli_epi32(plane, LEFT >= 0 ? LEFT : 0) : _mm256_srli_epi32(plane, LEFT >= 0 ? 0 : -LEFT);
+  return _mm256_or_si256(low, _mm256_and_si256(bits, _mm256_set1_epi8(static_cast<char>(mask))));
+}
+template <int LEFT>
+static inline VB with_bits(VB low, VB plane, uint8_t mask) {
+  return {with_bits_half<LEFT>(low.a, plane.a, mask), with_bits_half<LEFT>(low.b, plane.b, mask)};
+}
+static inline VB look_up(VB index, const uint8_t* table) {
+  const __m256i entries = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+  return {_mm256_shuffle_epi8(entries, index.a), _mm256_shuffle_epi8(entries, index.b)};
+}
 // Two unsigned bytes of at most 127 times two signed ones never overflow 16 bits.
 static inline __m256i dot_half(__m256i bytes, __m256i four) {
   return _mm256_madd_epi16(_mm256_maddubs_epi16(bytes, four), _mm256_set1_epi16(1));
 }
-static inline VI dot_nibbles(VI sum, VB x, int32_t four) {
+static inline VI dot_small(VI sum, VB x, int32_t four) {
   const __m256i f = _mm256_set1_epi32(four);
   return {_mm256_add_epi32(sum.a, dot_half(x.a, f)), _mm256_add_epi32(sum.b, dot_half(x.b, f))};
 }

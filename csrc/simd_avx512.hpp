@@ -38,6 +38,9 @@ static inline VF load_bf16(const uint16_t* p) {
   const __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16))};
 }
+static inline VF load_int8(const uint8_t* p) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+}
 // Lanes with low <= lane < high keep their value, the others become `other`.
 static inline VF keep_lanes(VF a, int low, int high, float other) {
   const unsigned mask = ((1u << high) - 1u) & ~((1u << low) - 1u);
@@ -53,13 +56,22 @@ static inline __m512i to_bytes(VF a, int8_t* out) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtepi32_epi8(whole));
   return whole;
 }
-static inline int32_t to_bytes(VF a, VF b, int8_t* out) {
-  return _mm512_reduce_add_epi32(_mm512_add_epi32(to_bytes(a, out), to_bytes(b, out + 16)));
+static inline ByteSums to_bytes(VF a, VF b, int8_t* out) {
+  const __m512i x = to_bytes(a, out), y = to_bytes(b, out + 16);
+  const __m256i first = _mm256_add_epi32(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1));
+  const __m256i second = _mm256_add_epi32(_mm512_castsi512_si256(y), _mm512_extracti64x4_epi64(y, 1));
+  return byte_sums(first, second);
 }
 
 static inline VI zero_int() { return {_mm512_setzero_si512()}; }
 static inline VI set1_int(int32_t x) { return {_mm512_set1_epi32(x)}; }
 static inline VI add_int(VI a, VI b) { return {_mm512_add_epi32(a.v, b.v)}; }
+static inline VI sub_int(VI a, VI b) { return {_mm512_sub_epi32(a.v, b.v)}; }
+template <int LEFT>  // to the right where it is negative
+static inline VI shift_int(VI a) {
+  if constexpr (LEFT >= 0) return {_mm512_slli_epi32(a.v, LEFT)};
+  else return {_mm512_srai_epi32(a.v, -LEFT)};
+}
 static inline VI times_128(VI a) { return {_mm512_slli_epi32(a.v, 7)}; }
 static inline VF to_float(VI a) { return {_mm512_cvtepi32_ps(a.v)}; }
 static inline VB load_bytes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
@@ -67,11 +79,22 @@ static inline VB low_nibbles(VB a) { return {_mm512_and_si512(a.v, _mm512_set1_e
 static inline VB high_nibbles(VB a) {
   return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))};
 }
-// Per lane: sum + the dot product of four unsigned bytes (at most 15) with the four signed bytes of `four`.
-static inline VI dot_nibbles(VI sum, VB bytes, int32_t four) {
+// `low` with those bits of `plane` that lie under `mask` of each byte, once it is shifted to the left.
+template <int LEFT>
+static inline VB with_bits(VB low, VB plane, uint8_t mask) {
+  const __m512i bits = LEFT >= 0 ? _mm512_slli_epi32(plane.v, LEFT >= 0 ? LEFT : 0) : _mm512_srli_epi32(plane.v, LEFT >= 0 ? 0 : -LEFT);
+  return {_mm512_ternarylogic_epi32(low.v, bits, _mm512_set1_epi8(static_cast<char>(mask)), 0xf8)};  // a | (b & c)
+}
+// The entries of a table of sixteen bytes.
+static inline VB look_up(VB index, const uint8_t* table) {
+  const __m512i entries = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+  return {_mm512_shuffle_epi8(entries, index.v)};
+}
+// Per lane: sum + the dot product of four unsigned bytes (at most 127) with the four signed bytes of `four`.
+static inline VI dot_small(VI sum, VB bytes, int32_t four) {
   return {_mm512_dpbusd_epi32(sum.v, bytes.v, _mm512_set1_epi32(four))};
 }
 // The same for bytes up to 255.
-static inline VI dot_bytes(VI sum, VB bytes, int32_t four) { return dot_nibbles(sum, bytes, four); }
+static inline VI dot_bytes(VI sum, VB bytes, int32_t four) { return dot_small(sum, bytes, four); }
 
 }  // namespace puna::PUNA_NS

@@ -47,6 +47,7 @@ static inline void store_half(uint16_t* p, VF a) {
   for (int i = 0; i < LANES; ++i) p[i] = float_to_half(a.v[i]);
 }
 static inline VF load_bf16(const uint16_t* p) { PUNA_EACH(bf16_to_float(p[i])); }
+static inline VF load_int8(const uint8_t* p) { PUNA_EACH(static_cast<float>(static_cast<int8_t>(p[i]))); }
 static inline VF keep_lanes(VF a, int low, int high, float other) {
   PUNA_EACH(i >= low && i < high ? a.v[i] : other);
 }
@@ -57,16 +58,17 @@ static inline bool all_finite(VF a) {
   for (int i = 0; i < LANES; ++i) finite &= a.v[i] - a.v[i] == 0.0f;
   return finite;
 }
-static inline int32_t to_bytes(VF a, VF b, int8_t* out) {
+static inline ByteSums to_bytes(VF a, VF b, int8_t* out) {
   a = round_even(a);
   b = round_even(b);
-  int32_t sum = 0;
+  ByteSums sums{};
   for (int i = 0; i < LANES; ++i) {
     out[i] = static_cast<int8_t>(a.v[i]);
     out[LANES + i] = static_cast<int8_t>(b.v[i]);
-    sum += out[i] + out[LANES + i];
+    sums.first += out[i];
+    sums.second += out[LANES + i];
   }
-  return sum;
+  return sums;
 }
 
 static inline VI zero_int() { return VI{}; }
@@ -77,6 +79,15 @@ static inline VI set1_int(int32_t x) {
 }
 static inline VI add_int(VI a, VI b) {
   for (int i = 0; i < LANES; ++i) a.v[i] += b.v[i];
+  return a;
+}
+static inline VI sub_int(VI a, VI b) {
+  for (int i = 0; i < LANES; ++i) a.v[i] -= b.v[i];
+  return a;
+}
+template <int LEFT>
+static inline VI shift_int(VI a) {
+  for (int i = 0; i < LANES; ++i) a.v[i] = LEFT >= 0 ? a.v[i] * (1 << (LEFT >= 0 ? LEFT : 0)) : a.v[i] >> (LEFT >= 0 ? 0 : -LEFT);
   return a;
 }
 static inline VI times_128(VI a) {
@@ -101,6 +112,18 @@ static inline VB high_nibbles(VB a) {
   for (int i = 0; i < 4 * LANES; ++i) a.v[i] = static_cast<uint8_t>(a.v[i] >> 4);
   return a;
 }
+template <int LEFT>
+static inline VB with_bits(VB low, VB plane, uint8_t mask) {
+  for (int i = 0; i < 4 * LANES; ++i) {
+    const int bits = LEFT >= 0 ? plane.v[i] << (LEFT >= 0 ? LEFT : 0) : plane.v[i] >> (LEFT >= 0 ? 0 : -LEFT);
+    low.v[i] = static_cast<uint8_t>(low.v[i] | (bits & mask));
+  }
+  return low;
+}
+static inline VB look_up(VB index, const uint8_t* table) {
+  for (int i = 0; i < 4 * LANES; ++i) index.v[i] = table[index.v[i]];
+  return index;
+}
 static inline VI dot_bytes(VI sum, VB a, int32_t four) {
   int8_t s[4];
   std::memcpy(s, &four, sizeof s);
@@ -108,6 +131,6 @@ static inline VI dot_bytes(VI sum, VB a, int32_t four) {
     sum.v[i] += a.v[4 * i] * s[0] + a.v[4 * i + 1] * s[1] + a.v[4 * i + 2] * s[2] + a.v[4 * i + 3] * s[3];
   return sum;
 }
-static inline VI dot_nibbles(VI sum, VB a, int32_t four) { return dot_bytes(sum, a, four); }
+static inline VI dot_small(VI sum, VB a, int32_t four) { return dot_bytes(sum, a, four); }
 
 }  // namespace puna::PUNA_NS

@@ -53,8 +53,14 @@ BLOCK_SIZES: dict[str, tuple[int, int]] = {
 }
 
 
-# Types that the native core packs as they are; others are decoded to float32 for it.
-NATIVE_TYPES = ("BF16", "F16", "F32", "Q4_0", "Q4_1", "Q8_0")
+# Types that are not codes of few bits under shared factors.
+PLAIN_TYPES = frozenset(("F32", "F16", "BF16", "F64", "F8_E4M3", "F8_E5M2", "I8", "U8", "BOOL", "I16", "I32", "I64"))
+# Types that the native core packs as they are. Of the others, those of few bits are decoded for it and packed as whole
+# multiples of a factor for sixteen values, which loses nothing; the rest are decoded to float32.
+NATIVE_TYPES = (
+    *("BF16", "F16", "F32", "IQ4_NL", "IQ4_XS", "Q2_K", "Q3_K", "Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q5_K"),
+    *("Q6_K", "Q8_0"),
+)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from puna.kernels import program as ops
 from puna.kernels.batch import KVConfig, Rounding, StepBatch, StepOutput
 from puna.kernels.cpu.threads import available_threads, may_pin
 from puna.kernels.reference.dequantize import dequantize
-from puna.kernels.tensor import NATIVE_TYPES, RawTensor
+from puna.kernels.tensor import NATIVE_TYPES, PLAIN_TYPES, RawTensor
 
 try:
     from puna.kernels.cpu import _native
@@ -151,7 +151,8 @@ class NativeInterpreter:
         kind = tensor.type
         digest.update(np.ascontiguousarray(data[:: max(1, data.size // 4096)]))
         if kind not in NATIVE_TYPES:
-            data, kind = dequantize(tensor).view(np.uint8).reshape(-1), "F32"
+            data = dequantize(tensor).view(np.uint8).reshape(-1)
+            kind = "F32" if tensor.type in PLAIN_TYPES else "GRID"
         if kept:
             self._kept.append(data)
         try:

@@ -18,16 +18,18 @@ from puna.kernels.reference import operators
 from puna.kernels.reference.attention import KVPool, attend
 from puna.kernels.reference.dequantize import dequantize
 from puna.kernels.reference.sampling import choose, raw_logprobs
-from puna.kernels.tensor import RawTensor
+from puna.kernels.tensor import PLAIN_TYPES, RawTensor
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
 
 
 def _product(rounding: Rounding, type: str) -> Callable[[F32, F32, F32 | None], F32]:
-    if rounding == "int8" and type.startswith("Q"):
+    if rounding == "int8" and type not in PLAIN_TYPES:
         return operators.linear_rounded
-    return operators.linear_bf16 if rounding == "bf16" and type != "F32" else operators.linear
+    if rounding == "bf16" and (type in ("F16", "BF16") or type not in PLAIN_TYPES):
+        return operators.linear_bf16
+    return operators.linear
 
 
 class ReferenceInterpreter:

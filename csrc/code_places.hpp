@@ -1,0 +1,59 @@
+// Where the bits of a code lie among the codes of a group (layouts.hpp), 32 rows of 32 inputs.
+//
+// For paths that multiply integers (matmul.hpp) a group is two halves of 16 rows, and a lane of 4 bytes belongs to a row:
+//
+//   half 0: | nibbles, 4 chunks of 64 bytes | planes, if there are | half 1: ...
+//   nibbles    lane r, byte j of chunk c: input 4c + j in the low and 16 + 4c + j in the high nibble
+//   fives      a plane of 64 bytes: in lane r, byte j, bit c belongs to input 4c + j, bit 4 + c to input 16 + 4c + j
+//   sixes      two planes of 64 bytes, of the first and of the last 16 inputs: in byte j, bits 2c and 2c + 1: input 4c + j
+//   bytes      8 chunks: lane r, byte j of chunk c is input 4c + j
+//
+// For paths that multiply in bf16 (decode_bf16.hpp) the 32 inputs of a row are one register, in words or in lanes:
+//
+//   nibbles    8 chunks of 4 rows: word i of chunk c holds input i of row 4c + j in its nibble j
+//   fives      after these, 2 planes of 16 rows: word i of plane p holds input i of row 16p + b in bit b
+//   bytes      16 chunks of 2 rows: lane i of chunk c holds inputs i and 16 + i of row 2c, then the same of row 2c + 1
+//   sixes      bytes as above: those of chunk 2c are the low nibbles, of 2c + 1 the high nibbles of 64 bytes; after them
+//              4 planes: bits 2n and 2n + 1 of plane p's bytes belong to the bytes of chunk 4p + n
+#pragma once
+
+#include "layouts.hpp"
+
+namespace puna {
+
+struct BitPlace {
+  int byte;
+  int shift;
+};
+
+// The low four bits of a code, or all eight.
+template <Codes CODES, bool BY_ROWS>
+constexpr BitPlace low_bits(int row, int input) {
+  const int byte_chunk = row / 2, byte_at = 4 * (input % 16) + input / 16 + 2 * (row % 2);  // as bytes lie, by rows
+  if constexpr (BY_ROWS) {
+    if constexpr (CODES == Codes::bytes) return {64 * byte_chunk + byte_at, 0};
+    if constexpr (CODES == Codes::sixes) return {64 * (byte_chunk / 2) + byte_at, 4 * (byte_chunk % 2)};
+    return {64 * (row / 4) + 2 * input + row % 4 / 2, 4 * (row % 2)};
+  } else {
+    constexpr int HALF_BYTES = static_cast<int>(Shape{.codes = CODES, .centre = 0, .minimum = false}.code_bytes() / 2);
+    const int at = HALF_BYTES * (row / 16) + 4 * (row % 16) + input % 4;
+    if constexpr (CODES == Codes::bytes) return {at + 64 * (input / 4), 0};
+    return {at + 64 * (input % 16 / 4), 4 * (input / 16)};
+  }
+}
+
+// The bits above them, of fives and sixes.
+template <Codes CODES, bool BY_ROWS>
+constexpr BitPlace high_bits(int row, int input) {
+  if constexpr (BY_ROWS) {
+    if constexpr (CODES == Codes::fives) return {512 + 64 * (row / 16) + 2 * input + row % 16 / 8, row % 8};
+    return {512 + 64 * (row / 8) + 4 * (input % 16) + input / 16 + 2 * (row % 2), 2 * (row % 8 / 2)};
+  } else {
+    constexpr int HALF_BYTES = static_cast<int>(Shape{.codes = CODES, .centre = 0, .minimum = false}.code_bytes() / 2);
+    const int at = HALF_BYTES * (row / 16) + 256 + 4 * (row % 16) + input % 4, chunk = input % 16 / 4;
+    if constexpr (CODES == Codes::fives) return {at, chunk + 4 * (input / 16)};
+    return {at + 64 * (input / 16), 2 * chunk};
+  }
+}
+
+}  // namespace puna
