@@ -29,8 +29,11 @@ void move_factors(const GroupPlace& place, int lane, Group& group) {
   if constexpr (shape.minimum) move(halves + 2 * (PANEL + lane), group.minimum);
   if constexpr (shape.sub) {
     const uint8_t* sub = place.header + 2 * PANEL * shape.kinds() + static_cast<size_t>(place.number) * shape.sub_bytes() + lane;
-    for (int run = 0; run < shape.runs; ++run) move(sub + PANEL * run, group.scales[run]);
-    for (int run = 0; shape.minimum && run < shape.runs; ++run) move(sub + PANEL * (shape.runs + run), group.minimums[run]);
+    for (int run = 0; run < 2; ++run) {  // both are the same where they are one
+      const int at = PANEL * (run % shape.runs);
+      move(sub + at, group.scales[run]);
+      if constexpr (shape.minimum) move(sub + PANEL * shape.runs + at, group.minimums[run]);
+    }
   }
 }
 
