@@ -166,7 +166,10 @@ FileType file_type(const std::string& name) {
 
 size_t row_bytes(FileType type, int64_t width) {
   const Block block = block_of(type);
-  if (width % block.values != 0) throw std::invalid_argument("a row is not a whole number of blocks");
+  if (width % block.values != 0) {
+    throw std::invalid_argument("a row of " + std::to_string(width) + " values is not a whole number of blocks of " +
+                                std::to_string(block.values));
+  }
   return static_cast<size_t>(width / block.values) * static_cast<size_t>(block.bytes);
 }
 

@@ -14,12 +14,11 @@ from puna.engine.limits import MemoryLimit
 from puna.errors import InputError, MemoryBudgetError
 from puna.kernels.batch import KVConfig, kv_bytes_per_block
 from puna.kernels.program import Experts, Program
-from puna.kernels.tensor import RawTensor
+from puna.kernels.tensor import RawTensor, packed_bits
 
 ASSUMED_BUDGET_TOKENS = 2048  # for the working space, where the budget is measured later
 SCORED_ROWS = 256  # rows of logits that are in memory at once
 EXPERTS_BYTES = 64 << 20  # rows that wait for experts at a time take no more (csrc/experts.cpp)
-_QUANTISED_GROWTH = 1.25  # packed weights keep wider scales than the file does
 
 
 @dataclass(frozen=True)
@@ -117,16 +116,15 @@ def _weight_bytes(config: EngineConfig, program: Program, weights: Mapping[str, 
         return sum(4 * t.elements for t in tensors)
     from puna.kernels.cpu import settled_path
 
-    widened: tuple[str, ...] = ("F16",) if settled_path(config.isa) == "portable" else ()
-    widened += ("Q8_0", "Q4_0", "Q4_1") if config.compute == "float32" else ()
-    return int(sum(_packed_bytes(tensor, widened) for tensor in tensors))
+    portable = settled_path(config.isa) == "portable"
+    return int(sum(t.elements * _bits(t.type, config.compute, portable) / 8 for t in tensors))
 
 
-def _packed_bytes(tensor: RawTensor, widened: tuple[str, ...]) -> float:
-    """`widened`: types that become float32; of the others those that are not quantised stay as they are in the file."""
-    if tensor.type in widened:
-        return 4 * tensor.elements
-    return tensor.nbytes * (_QUANTISED_GROWTH if tensor.type.startswith("Q") else 1.0)
+def _bits(type: str, compute: str, portable: bool) -> float:
+    """Of a packed weight: float32 where nothing else is multiplied."""
+    if (portable and type == "F16") or (compute == "float32" and type not in ("F16", "BF16")):
+        return 32
+    return packed_bits(type)
 
 
 def _work_bytes(config: EngineConfig, program: Program, max_model_len: int) -> int:

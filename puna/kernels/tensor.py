@@ -61,6 +61,29 @@ NATIVE_TYPES = (
     *("BF16", "F16", "F32", "IQ4_NL", "IQ4_XS", "Q2_K", "Q3_K", "Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q5_K"),
     *("Q6_K", "Q8_0"),
 )
+# Bytes that packed weights take in the native core (csrc/layouts.hpp), factors included.
+_PACKED_BYTES = {  # of 32 inputs of 32 rows
+    "F16": 2048,
+    "BF16": 2048,
+    "Q4_0": 576,
+    "Q4_1": 640,
+    "Q5_0": 704,
+    "Q5_1": 768,
+    "Q8_0": 1088,
+    "Q2_K": 656,
+    "Q3_K": 584,
+    "Q4_K": 592,
+    "Q5_K": 720,
+    "Q6_K": 840,
+    "IQ4_NL": 576,
+    "IQ4_XS": 552,
+}
+_GRID_BYTES, _FLOAT_BYTES = 1280, 4096
+
+
+def packed_bits(type: str) -> float:
+    """Bits a weight of a matrix takes once the native core has packed it."""
+    return _PACKED_BYTES.get(type, _FLOAT_BYTES if type in PLAIN_TYPES else _GRID_BYTES) / 128
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from puna.kernels.batch import KVConfig
 from puna.kernels.cpu import NativeInterpreter
 from puna.kernels.program import Embed, EmbedPositions, Linear, Program
 from puna.kernels.reference.dequantize import dequantize
-from puna.kernels.tensor import NATIVE_TYPES, RawTensor
+from puna.kernels.tensor import BLOCK_SIZES, PLAIN_TYPES, RawTensor
 from tests.kernels.steps import F32, raw, step
 from tests.kernels.test_operators import any_bytes
 
-TYPES = sorted(NATIVE_TYPES)
+TYPES = sorted({"F32", "F16", "BF16"} | (BLOCK_SIZES.keys() - PLAIN_TYPES))
 
 
 def read_rows(table: RawTensor, ids: list[int], *, compute: str, tied: bool, positions: bool = False) -> F32:
@@ -41,7 +41,8 @@ def read_rows(table: RawTensor, ids: list[int], *, compute: str, tied: bool, pos
 @pytest.mark.parametrize("compute", ["int8", "float32"])
 @pytest.mark.parametrize("kind", TYPES)
 def test_rows_of_a_packed_matrix_are_those_of_the_file(kind: str, compute: str) -> None:
-    for table in (any_bytes(kind, 96, 96, seed=5), any_bytes(kind, 75, 192, seed=6)):
+    small, large = (96, 192) if BLOCK_SIZES[kind][0] <= 32 else (256, 512)
+    for table in (any_bytes(kind, 96, small, seed=5), any_bytes(kind, 75, large, seed=6)):
         ids = np.random.default_rng(7).permutation(len(dequantize(table))).tolist()
         wanted = dequantize(table)[ids]
         np.testing.assert_array_equal(read_rows(table, ids, compute=compute, tied=True), wanted)
