@@ -14,8 +14,9 @@ from puna.kernels.batch import KVConfig
 from puna.kernels.cpu import NativeInterpreter, paths
 from puna.kernels.reference.interpreter import ReferenceInterpreter
 from puna.kernels.reference.operators import route
-from puna.kernels.tensor import NATIVE_TYPES, MadeTensor, RawTensor
+from puna.kernels.tensor import MadeTensor, RawTensor
 from tests.kernels.steps import F32, Case, around, difference, raw, step
+from tests.kernels.test_operators import TYPES
 
 KV = KVConfig(num_blocks=40, block_size=16, dtype="f32")
 OP = ops.Experts("x", "r", "y", "gate", "up", "down", used=2, width=1, kind="silu", normalised=True)
@@ -91,7 +92,7 @@ def test_experts_are_their_twin_whatever_their_shape(isa: str, shape: tuple[int,
 @pytest.mark.parametrize(
     "kinds",
     [
-        *((kind,) * 3 for kind in sorted(NATIVE_TYPES)),
+        *((kind,) * 3 for kind in TYPES),
         ("Q4_0", "F32", "Q8_0"),
         ("F32", "Q8_0", "F16"),
         ("BF16", "F32", "Q4_1"),

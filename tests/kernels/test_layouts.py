@@ -92,5 +92,5 @@ def test_a_type_of_whole_factors_that_has_none_is_refused_by_name() -> None:
 
 def test_rows_that_are_no_whole_blocks_are_refused() -> None:
     weight = RawTensor("w", "Q6_K", (2, 96), np.zeros(210, np.uint8))
-    with pytest.raises(ModelFileError, match=r"'w' of type Q6_K: a row of 96 values is not a whole number of blocks of 256"):
+    with pytest.raises(ModelFileError, match="Q6_K: a row of 96 values is not a whole number of blocks of 256"):
         interpreter(weight, normal(1, 1, 96), "portable")
