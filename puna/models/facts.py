@@ -7,7 +7,7 @@ how much is built from them. What only one family or one container knows is aske
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -66,6 +66,10 @@ class Facts:
     def has(self, name: str) -> bool:
         return self._find(name)[1] is not None
 
+    def key(self, name: str) -> str:
+        """What a message calls it: the container and its key."""
+        return self._find(name)[0]
+
     def integer(self, name: str, default: int | None = None, *, least: int = 1, most: int = MAX_WIDTH) -> int:
         key, value = self._wanted(name, default)
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
@@ -106,6 +110,16 @@ class Facts:
             return [self.integer(name, default, most=most)] * layers
         if len(entries) != layers or not all(type(entry) is int and 1 <= entry <= most for entry in entries):
             self.fail(f"{key} has to be {layers} whole numbers from 1 to {most}")
+        return entries
+
+    def kinds(self, name: str, layers: int, known: Sequence[Any]) -> list[Any] | None:
+        """What a list says of each layer, one of `known`; None where the file has no list."""
+        key, value = self._find(name)
+        entries = value.tolist() if isinstance(value, np.ndarray) else value
+        if entries is None or (self.is_gguf and type(entries) is int):
+            return None
+        if not isinstance(entries, list) or len(entries) != layers or not all(entry in known for entry in entries):
+            self.fail(f"{key} is {brief(entries)}; expected a list of {layers}, one a layer, of {brief(list(known))}")
         return entries
 
     def layers(self) -> int:

@@ -36,7 +36,10 @@ Value = Any  # int, float, bool, str, a one-dimensional NumPy array of numbers, 
 
 def brief(value: Value) -> str:
     """A value as it may stand in a message."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = "nested very deeply"
     return text if len(text) <= 60 else text[:57] + "..."
 
 

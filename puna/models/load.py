@@ -16,6 +16,7 @@ from typing import Any
 from puna.kernels.program import Program
 from puna.kernels.tensor import RawTensor
 from puna.models.families import family_of
+from puna.models.families.family import Reading
 from puna.models.gguf import read_gguf
 from puna.models.lowering import lower, weight_shapes
 from puna.models.model_file import ModelFile
@@ -75,7 +76,9 @@ def load_model(path: str | os.PathLike[str], *, length: int = 0) -> LoadedModel:
     file = open_model_file(path)
     reading = family_of(file).read(file.facts(), length)
     program = lower(reading.spec)
-    return LoadedModel(file.path, reading.spec, program, _bind_weights(file, program, reading.sources), file)
+    weights = _bind_weights(file, program, reading.sources)
+    _check_positions(file, reading, weights)
+    return LoadedModel(file.path, reading.spec, program, weights, file)
 
 
 def open_model_file(path: str | os.PathLike[str]) -> ModelFile:
@@ -97,6 +100,17 @@ def _bind_weights(file: ModelFile, program: Program, sources: Mapping[str, Sourc
             file.fail(f"tensor {first_name(source)!r} ({weight}) has shape {tensor.shape}; expected {shape}")
         weights[weight] = tensor.renamed(weight)
     return weights
+
+
+def _check_positions(file: ModelFile, reading: Reading, weights: Mapping[str, RawTensor]) -> None:
+    """A table of learned positions has a row for each that the context promises."""
+    spec = reading.spec
+    wanted = spec.learned_positions + spec.position_offset
+    if spec.learned_positions and (rows := weights["positions"].shape[0]) < wanted:
+        file.fail(
+            f"tensor {first_name(reading.sources['positions'])!r} (positions) has {rows} rows; "
+            f"{file.facts().key('context')}, {spec.learned_positions}, asks for {wanted}"
+        )
 
 
 def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:

@@ -20,6 +20,7 @@ from puna.models.facts import MAX_LENGTH, Facts
 from puna.models.spec import RopeSpec
 
 GGUF_FACTORS = "rope_freqs.weight"
+LEAST_TURN, MOST_TURN = 1e-30, 1e6  # radians a token: what float32 holds, and a multiple of what any model has
 RULES = ("none", "default", "linear", "dynamic", "llama3", "yarn", "longrope", "su")
 ORIGINAL = "original_max_position_embeddings"
 GGUF_LONG, GGUF_SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
@@ -41,8 +42,12 @@ def read_rope(
     whose layers differ ("full_attention", "sliding_attention"). Raises ModelFileError."""
     context = facts.integer("context", context, least=2, most=MAX_LENGTH)
     if facts.is_gguf:
-        return _from_gguf(facts, head_dim, context, length, gguf_style, base, share)
-    return _from_config(facts, head_dim, context, length, base, share, layer_type)
+        rope = _from_gguf(facts, head_dim, context, length, gguf_style, base, share)
+    else:
+        rope = _from_config(facts, head_dim, context, length, base, share, layer_type)
+    if not all(LEAST_TURN <= turn <= MOST_TURN for turn in rope.inverse_frequencies()):
+        facts.fail(f"{_base_key(facts)} and the rotary scaling turn by angles that are no numbers")
+    return rope
 
 
 def _from_gguf(
@@ -86,7 +91,8 @@ def _from_config(
     dimensions = int(head_dim * share)
     if dimensions < 2 or dimensions % 2:
         facts.fail(
-            f"config.json: {share} of a head of {head_dim} is {dimensions} rotated values; expected an even number"
+            f"config.json: 'partial_rotary_factor' is {share:g} and 'head_dim' {head_dim}, so {dimensions} values of a "
+            "head are rotated; expected an even number"
         )
     if facts.has(ORIGINAL):
         rule.setdefault(ORIGINAL, facts.integer(ORIGINAL, most=MAX_LENGTH))
@@ -106,6 +112,8 @@ def _settled(
 ) -> RopeSpec:
     if kind not in RULES:
         facts.fail(f"rotary scaling of type {kind!r} is not supported; supported: {', '.join(RULES)}")
+    if base <= 1:
+        facts.fail(f"{_base_key(facts)} is {base:g}; expected more than 1")
     pairs = dimensions // 2
     plain = RopeSpec(style, dimensions, base)
     match kind:
@@ -122,10 +130,10 @@ def _settled(
             return replace(plain, frequency_factors=_llama3(facts, rule, pairs, base, context))
         case "yarn":
             factors, magnitude = _yarn(facts, rule, dimensions, base, context), _yarn_magnitude(facts, rule, context)
-            original = _number(facts, rule, ORIGINAL, context)
+            original = _original(facts, rule, context)
             reach = _reach(original, _number(facts, rule, "factor", max(1.0, context / original)))
             return replace(plain, frequency_factors=factors, magnitude=magnitude, reach=reach)
-    original = int(_number(facts, rule, ORIGINAL, context))  # longrope
+    original = int(_original(facts, rule, context))  # longrope
     factors = _numbers(facts, rule, "long_factor" if length > original else "short_factor", pairs)
     return replace(plain, frequency_factors=factors, magnitude=_long_magnitude(facts, rule, original, context))
 
@@ -133,7 +141,7 @@ def _settled(
 def _llama3(facts: Facts, rule: dict[str, Any], pairs: int, base: float, context: int) -> tuple[float, ...]:
     factor = _number(facts, rule, "factor")
     low, high = _number(facts, rule, "low_freq_factor", 1.0), _number(facts, rule, "high_freq_factor", 4.0)
-    original = _number(facts, rule, ORIGINAL, context)
+    original = _original(facts, rule, context)
     if high <= low:
         facts.fail(f"config.json: 'high_freq_factor' is {high:g}; expected more than 'low_freq_factor', {low:g}")
     factors = []
@@ -145,7 +153,7 @@ def _llama3(facts: Facts, rule: dict[str, Any], pairs: int, base: float, context
 
 
 def _yarn(facts: Facts, rule: dict[str, Any], dimensions: int, base: float, context: int) -> tuple[float, ...]:
-    original = _number(facts, rule, ORIGINAL, context)
+    original = _original(facts, rule, context)
     factor = _number(facts, rule, "factor", max(1.0, context / original))
     fast, slow = _number(facts, rule, "beta_fast", 32.0), _number(facts, rule, "beta_slow", 1.0)
 
@@ -168,7 +176,7 @@ def _yarn(facts: Facts, rule: dict[str, Any], dimensions: int, base: float, cont
 def _yarn_magnitude(facts: Facts, rule: dict[str, Any], context: int) -> float:
     if rule.get("attention_factor") is not None:
         return _number(facts, rule, "attention_factor")
-    original = _number(facts, rule, ORIGINAL, context)
+    original = _original(facts, rule, context)
     factor = _number(facts, rule, "factor", max(1.0, context / original))
 
     def magnitude(scale: float) -> float:
@@ -184,6 +192,17 @@ def _long_magnitude(facts: Facts, rule: dict[str, Any], original: int, context: 
         return _number(facts, rule, "attention_factor")
     factor = _number(facts, rule, "factor", context / original)
     return 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+
+
+def _base_key(facts: Facts) -> str:
+    return facts.key("rope.freq_base" if facts.is_gguf else "rope_theta")
+
+
+def _original(facts: Facts, rule: dict[str, Any], context: int) -> float:
+    original = _number(facts, rule, ORIGINAL, context)
+    if original < 2:
+        facts.fail(f"rotary scaling: {ORIGINAL!r} is {original:g}; expected at least 2 tokens")
+    return original
 
 
 def _reach(original: float, factor: float) -> int:

@@ -34,6 +34,7 @@ from puna.models.tokenizer import Tokenizer
 INDEX = "model.safetensors.index.json"
 MAX_HEADER = 100_000_000  # bytes; the format's own limit
 MAX_JSON = 64 << 20  # of config.json and its neighbours
+MAX_DEPTH = 40  # of config.json; those of published models have four levels
 SAMPLES = 64  # of the weights, for the fingerprint
 SAMPLE_BYTES = 16_384
 
@@ -133,6 +134,8 @@ def read_safetensors(folder: str | os.PathLike[str]) -> SafetensorsFolder:
     if not (path / "config.json").is_file():
         raise ModelFileError(f"{path}: there is no config.json; expected a folder with one and .safetensors files")
     config = _object(path / "config.json")
+    if _depth(config) > MAX_DEPTH:
+        raise ModelFileError(f"{path / 'config.json'}: is nested deeper than {MAX_DEPTH} levels")
     tensors: dict[str, RawTensor] = {}
     maps: list[tuple[Path, mmap.mmap]] = []
     wanted = _parts(path)
@@ -147,6 +150,15 @@ def read_safetensors(folder: str | os.PathLike[str]) -> SafetensorsFolder:
         tensors |= found
     opened = SafetensorsFolder(path, MappingProxyType(config), MappingProxyType(tensors), tuple(maps))
     return replace(opened, tensors=MappingProxyType(plain_weights(tensors, config, opened.fail)))
+
+
+def _depth(value: Any) -> int:
+    depth, level = 0, [value]
+    while level and depth <= MAX_DEPTH:
+        inner = [entry.values() if isinstance(entry, dict) else entry for entry in level]
+        level = [member for entry in inner for member in entry if isinstance(member, dict | list)]
+        depth += 1
+    return depth
 
 
 def _parts(path: Path) -> dict[Path, set[str]]:

@@ -20,6 +20,7 @@ from puna.models.families import (
     starcoder2,
 )
 from puna.models.families.family import Family
+from puna.models.gguf_parse import clipped
 from puna.models.model_file import ModelFile
 
 FAMILIES: tuple[Family, ...] = (
@@ -51,5 +52,7 @@ def family_of(file: ModelFile) -> Family:
     """Raises ModelFileError, naming the families that are known."""
     known = BY_GGUF_NAME if file.container == "gguf" else BY_CONFIG_NAME
     if file.architecture not in known:
-        file.fail(f"the model's architecture is {file.architecture!r}; Puna knows: {', '.join(sorted(known))}")
+        key = "general.architecture" if file.container == "gguf" else "model_type"
+        names = ", ".join(sorted(known))
+        file.fail(f"the model's architecture ({key}) is {clipped(file.architecture)!r}; Puna knows: {names}")
     return known[file.architecture]

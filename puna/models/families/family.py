@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from puna.kernels.program import Activation
 from puna.models.facts import MAX_HEAD_DIM, MAX_HEADS, MAX_LENGTH, MAX_WIDTH, Facts
 from puna.models.spec import (
@@ -81,12 +79,16 @@ def read_sizes(
     kv_heads = facts.per_layer("kv_heads", layers, heads[0], most=MAX_HEADS)
     for layer, (queries, keys) in enumerate(zip(heads, kv_heads, strict=True)):
         if queries % keys:
-            facts.fail(f"{queries} query heads cannot share {keys} key heads evenly (layer {layer})")
+            key = facts.key("kv_heads")
+            facts.fail(f"{key} is {keys} (layer {layer}): {queries} query heads cannot share them evenly")
     if head_dim is None and not facts.has("head_dim") and width % heads[0]:
-        facts.fail(f"a width of {width} does not divide into {heads[0]} heads, and the length of a head is missing")
-    dim = facts.integer("head_dim", head_dim or max(1, width // heads[0]), most=MAX_HEAD_DIM)
+        facts.fail(f"{facts.key('width')} is {width}, which {facts.key('heads')}, {heads[0]}, does not divide")
+    dim = width // heads[0] if head_dim is None else head_dim
+    if not facts.has("head_dim") and not 1 <= dim <= MAX_HEAD_DIM:
+        facts.fail(f"{facts.key('width')} is {width} and {facts.key('heads')} {heads[0]}: no head has {dim} values")
+    dim = facts.integer("head_dim", dim, most=MAX_HEAD_DIM)
     if facts.integer("value_dim", dim, most=MAX_HEAD_DIM) != dim:
-        facts.fail("keys and values of different length are not supported")
+        facts.fail(f"{facts.key('value_dim')}: values and keys (of {dim}) of different length are not supported")
     context = facts.integer("context", context, least=2, most=MAX_LENGTH)
     feed_forward = feed_forward_per_width and min(MAX_WIDTH, feed_forward_per_width * width)
     return Sizes(
@@ -173,15 +175,19 @@ def pre_norm_layer(
     return LayerSpec(branches, parallel)
 
 
+LAYER_KINDS = ("full_attention", "sliding_attention")
+
+
 def windowed_layers(facts: Facts, layers: int, window: int, global_every: int) -> list[int]:
     """The window of each layer, 0 for those that see everything: as the file lists them, else every so manieth layer
     sees everything."""
-    kinds = facts.values.get("layer_types")
     if facts.is_gguf:
-        kinds = facts.values.get(f"{facts.prefix}.attention.sliding_window_pattern")
-        kinds = kinds.tolist() if isinstance(kinds, np.ndarray) else kinds
-        global_every = kinds if type(kinds) is int and kinds > 0 else global_every
-    if isinstance(kinds, list) and len(kinds) == layers:
+        pattern = facts.values.get(f"{facts.prefix}.attention.sliding_window_pattern")
+        global_every = pattern if type(pattern) is int and pattern > 0 else global_every
+        kinds = facts.kinds("attention.sliding_window_pattern", layers, (False, True))
+    else:
+        kinds = facts.kinds("layer_types", layers, LAYER_KINDS)
+    if kinds is not None:
         return [window if kind in (True, "sliding_attention") else 0 for kind in kinds]
     return [0 if (layer + 1) % global_every == 0 else window for layer in range(layers)]
 

@@ -67,8 +67,8 @@ def _sources(facts: Facts, sizes: Sizes, routed: bool) -> dict[str, Source]:
 def _rotated_layers(facts: Facts, layers: int) -> list[bool]:
     if facts.file.architecture != "smollm3":
         return [True] * layers
-    listed = facts.values.get("no_rope_layers")  # one for every layer that IS rotated
-    if isinstance(listed, list) and len(listed) == layers:
+    listed = None if facts.is_gguf else facts.kinds("no_rope_layers", layers, (0, 1))  # 1 for a layer that IS rotated
+    if listed is not None:
         return [bool(entry) for entry in listed]
     interval = SMOLLM3_INTERVAL if facts.is_gguf else facts.integer("no_rope_layer_interval", SMOLLM3_INTERVAL)
     return [(layer + 1) % interval != 0 for layer in range(layers)]

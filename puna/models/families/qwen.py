@@ -10,6 +10,7 @@ from __future__ import annotations
 from puna.models.facts import MAX_LENGTH, Facts
 from puna.models.families.experts import PROJECTIONS, config_experts, experts, gguf_experts
 from puna.models.families.family import (
+    LAYER_KINDS,
     Family,
     Reading,
     Sizes,
@@ -78,8 +79,8 @@ def window_by_layer(facts: Facts, layers: int, family: str) -> list[int]:
     if facts.is_gguf or not facts.flag("use_sliding_window", False):
         return [0] * layers
     window = facts.integer("window", most=MAX_LENGTH)
-    kinds = facts.values.get("layer_types")
-    if isinstance(kinds, list) and len(kinds) == layers:
+    kinds = facts.kinds("layer_types", layers, LAYER_KINDS)
+    if kinds is not None:
         return [window if kind == "sliding_attention" else 0 for kind in kinds]
     if family == "qwen3_moe":
         return [window] * layers
