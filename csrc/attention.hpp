@@ -20,31 +20,16 @@ namespace puna::PUNA_NS {
 
 constexpr int WIDENED_FROM = 2 * ROWS + 1;  // rows from which the cache is widened before it is used
 constexpr int WIDENED_TILES = 4;            // at a time: with head dimension 64, a third of the nearest cache
-constexpr float LOG2_E = 1.44269504f;       // scores are kept as powers of two
-
-// Of each row: weighted sums of values, weights summed in sixteen lanes, the highest score.
-struct Gathered {
-  float* sums;
-  float* totals;
-  float* peaks;
-};
 
 struct AttendScratch {
   float* query;   // [rows][head_dim], scaled
   float* scores;  // [rows][ATTEND_RANGE], then weights
   Gathered own;
   Gathered range;
-  float* shrink_own;
-  float* shrink_range;
   int* low;  // visible keys of the range: low .. high - 1
   int* high;
   float* widened;  // [WIDENED_TILES][16][head_dim], keys or values
 };
-
-static inline Gathered gathered_at(float* at, int rows, int dim) {
-  float* totals = at + static_cast<int64_t>(rows) * dim;
-  return {at, totals, totals + static_cast<int64_t>(rows) * LANES};
-}
 
 static inline AttendScratch cut_scratch(float* at, int rows, int dim) {
   const auto take = [&](int64_t floats) { return std::exchange(at, at + floats); };
@@ -54,18 +39,10 @@ static inline AttendScratch cut_scratch(float* at, int rows, int dim) {
   s.scores = take(static_cast<int64_t>(rows) * ATTEND_RANGE);
   s.own = gathered_at(take(attend_partial_floats(rows, dim)), rows, dim);
   s.range = gathered_at(take(attend_partial_floats(rows, dim)), rows, dim);
-  s.shrink_own = take(padded);
-  s.shrink_range = take(padded);
   s.low = reinterpret_cast<int*>(take(padded));
   s.high = reinterpret_cast<int*>(take(padded));
   s.widened = take(static_cast<int64_t>(ATTEND_RANGE) / 2 * dim);
   return s;
-}
-
-static inline void begin_gathering(const Gathered& g, int rows, int dim) {
-  std::memset(g.sums, 0, sizeof(float) * static_cast<size_t>(rows * dim));
-  std::memset(g.totals, 0, sizeof(float) * static_cast<size_t>(rows * LANES));
-  for (int r = 0; r < (rows + LANES - 1) / LANES * LANES; ++r) g.peaks[r] = -__builtin_inff();
 }
 
 // Which keys of the range that starts at `start` each row sees; returns whether any row sees one, and the outermost.
@@ -84,28 +61,6 @@ static inline bool find_visible(const AttendArgs& a, int start, const AttendScra
     most = high > most ? high : most;
   }
   return most > least;
-}
-
-// Those of the range, and of what comes after it; where nothing does, a tile is its own successor.
-static inline RangeTiles find_tiles(const AttendArgs& a, int start, int first_tile, int last_tile, const KeySpan& next) {
-  const CacheLayout& layout = a.layout;
-  RangeTiles tiles{};
-  for (int i = first_tile; i < last_tile; ++i) {
-    const int position = start + i * KEY_TILE, slot = position % layout.block_size;
-    const uint8_t* block = a.head_pool + static_cast<size_t>(a.table[position / layout.block_size]) * layout.block_bytes;
-    tiles.keys[i] = tiles.next_keys[i] = block + layout.key_tile(slot);
-    tiles.values[i] = tiles.next_values[i] = block + layout.value_row(slot);
-    if (layout.type != CacheType::int8) continue;
-    tiles.key_scales[i] = reinterpret_cast<const float*>(block + layout.key_scale(slot));
-    tiles.value_scales[i] = reinterpret_cast<const float*>(block + layout.value_scale(slot));
-  }
-  for (int i = first_tile, p = next.begin / KEY_TILE * KEY_TILE; i < last_tile && p < next.end; ++i, p += KEY_TILE) {
-    const int slot = p % layout.block_size;
-    const uint8_t* block = next.head_pool + static_cast<size_t>(next.table[p / layout.block_size]) * layout.block_bytes;
-    tiles.next_keys[i] = block + layout.key_tile(slot);
-    tiles.next_values[i] = block + layout.value_row(slot);
-  }
-  return tiles;
 }
 
 // Float32 copies of some tiles' keys or values, which then stand for them. Scales stay where they are.
@@ -225,35 +180,6 @@ static void attend_tiles(const AttendArgs& a, RangeTiles& tiles, int least, int 
   }
 }
 
-// What was gathered and a later range, each brought to the higher peak. Of two peaks one is the higher, so one factor is
-// exactly 1. A row that saw nothing in the range has the peak -inf there, and keeps what it has.
-static inline void merge_range(const Gathered& own, const Gathered& range, int rows, int dim, const AttendScratch& s) {
-  for (int r = 0; r < rows; r += LANES) {
-    const VF mine = load(own.peaks + r), its = load(range.peaks + r), higher = max(mine, its);
-    store(s.shrink_own + r, softmax_weight(sub(mine, higher)));
-    store(s.shrink_range + r, softmax_weight(sub(its, higher)));
-    store(own.peaks + r, higher);
-  }
-  for (int r = 0; r < rows; ++r) {
-    if (range.peaks[r] == -__builtin_inff()) continue;
-    const VF a = set1(s.shrink_own[r]), b = set1(s.shrink_range[r]);
-    float* total = own.totals + r * LANES;
-    store(total, fma(load(range.totals + r * LANES), b, mul(load(total), a)));
-    float* sums = own.sums + static_cast<int64_t>(r) * dim;
-    const float* more = range.sums + static_cast<int64_t>(r) * dim;
-    for (int d = 0; d < dim; d += LANES) store(sums + d, fma(load(more + d), b, mul(load(sums + d), a)));
-  }
-}
-
-static inline void write_out(const AttendArgs& a, const Gathered& own) {
-  const int dim = a.layout.head_dim;
-  for (int r = 0; r < a.tokens * a.group; ++r) {
-    const VF inverse = set1(1.0f / reduce_add(load(own.totals + r * LANES)));
-    float* out = a.out + r / a.group * a.query_stride + r % a.group * dim;
-    for (int d = 0; d < dim; d += LANES) store(out + d, mul(load(own.sums + static_cast<int64_t>(r) * dim + d), inverse));
-  }
-}
-
 template <CacheType CACHE>
 static void attend_cache(const AttendArgs& a) {
   const int dim = a.layout.head_dim, rows = a.tokens * a.group;
@@ -265,27 +191,25 @@ static void attend_cache(const AttendArgs& a) {
   if (!a.partials) begin_gathering(s.own, rows, dim);
   for (int n = a.first_range; n < a.last_range; ++n) {
     Gathered range = s.range;
-    if (a.partials) range = gathered_at(a.partials + (n - a.first_range) * attend_partial_floats(rows, dim), rows, dim);
+    if (a.partials) range = partial_at(a, n);
     int least, most;
     if (!find_visible(a, n * ATTEND_RANGE, s, least, most)) {
       if (a.partials) begin_gathering(range, rows, dim);
       continue;
     }
     const int first = least / KEY_TILE, last = (most + KEY_TILE - 1) / KEY_TILE;
-    KeySpan next = a.next;
-    if (n + 1 < a.last_range) {
-      const int begin = (n + 1) * ATTEND_RANGE, end = a.position + a.tokens;
-      next = {a.table, a.head_pool, begin, end < begin + ATTEND_RANGE ? end : begin + ATTEND_RANGE};
-    }
-    RangeTiles tiles = find_tiles(a, n * ATTEND_RANGE, first, last, next);
+    RangeTiles tiles = find_tiles(a, n * ATTEND_RANGE, first, last, span_after(a, n));
     if (rows >= WIDENED_FROM)
       attend_tiles<CacheType::f32, CACHE>(a, tiles, least, most, s, range);
     else
       attend_tiles<CACHE, CACHE>(a, tiles, least, most, s, range);
-    if (!a.partials) merge_range(s.own, range, rows, dim, s);
+    if (!a.partials) merge_range(s.own, range, rows, dim);
   }
   if (!a.partials) write_out(a, s.own);
 }
+
+// Enough to hide widening, few enough for a near cache.
+static int64_t attend_rows(const CacheLayout&) { return 48; }
 
 static void attend(const AttendArgs& a) {
   switch (a.layout.type) {
@@ -325,7 +249,7 @@ static void attend_merge(const AttendArgs& a) {
   begin_gathering(s.own, rows, dim);
   if (a.before) take_up(a, s.own);
   for (int n = a.first_range; n < a.last_range; ++n)
-    merge_range(s.own, gathered_at(a.partials + (n - a.first_range) * attend_partial_floats(rows, dim), rows, dim), rows, dim, s);
+    merge_range(s.own, partial_at(a, n), rows, dim);
   if (a.after)
     leave(a, s.own);
   else

@@ -7,7 +7,6 @@ namespace puna {
 
 namespace {
 
-constexpr int64_t TILE_ROWS = 48;       // of a tile of tokens: enough to hide widening, few enough for a cache
 constexpr int64_t PARTIAL_ROWS = 192;   // rows times ranges whose partial results a thread holds before it merges them
 constexpr int64_t ITEMS_A_THREAD = 6;  // that a long history is cut into, at most
 constexpr int64_t GRAINS_A_THREAD = 8;  // runs of items: a thread knows what it will read next within one
@@ -24,7 +23,8 @@ void AttentionStep::begin(const StepTables& step) {
   plans_used_ = 0;
 }
 
-const AttentionStep::Plan& AttentionStep::plan_for(const KVPool& pool, const AttendShape& shape, int threads) {
+const AttentionStep::Plan& AttentionStep::plan_for(const KVPool& pool, const AttendShape& shape, int threads,
+                                                 int64_t tile_rows) {
   const KVLayer& layer = pool.layers()[shape.layer];
   const int64_t group = shape.heads / layer.kv_heads;
   for (size_t i = 0; i < plans_used_; ++i) {
@@ -42,7 +42,7 @@ const AttentionStep::Plan& AttentionStep::plan_for(const KVPool& pool, const Att
   plan.splits.clear();
   plan.partial_floats = 0;
   plan.most_rows = 0;
-  const int32_t tile = static_cast<int32_t>(std::max<int64_t>(1, TILE_ROWS / plan.group));
+  const int32_t tile = static_cast<int32_t>(std::max<int64_t>(1, tile_rows / plan.group));
   plan.shared.find(step_, pool.config().block_size, plan.window, tile);
   cut_shared(plan, tile, threads);
   cut_tokens(plan, tile);
@@ -143,7 +143,7 @@ int64_t AttentionStep::scratch_floats(const Plan& plan) const {
 
 void AttentionStep::run(const KernelTable& kernels, ThreadPool& threads, const KVPool& pool, const AttendShape& shape,
                         const float* query, float* out) {
-  const Plan& plan = plan_for(pool, shape, threads.threads());
+  const Plan& plan = plan_for(pool, shape, threads.threads(), kernels.attend_rows(pool.layout(shape.layer)));
   const Layer layer{kernels, pool, shape, plan, query, out};
   count_pieces(plan);
   partials_.reserve(static_cast<size_t>(plan.partial_floats));

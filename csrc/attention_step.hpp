@@ -79,7 +79,7 @@ class AttentionStep {
     const float* query;
     float* out;
   };
-  const Plan& plan_for(const KVPool& pool, const AttendShape& shape, int threads);
+  const Plan& plan_for(const KVPool& pool, const AttendShape& shape, int threads, int64_t tile_rows);
   void cut_shared(Plan& plan, int32_t tile, int threads);
   void cut_tokens(Plan& plan, int32_t tile);
   void cut_ranges(Plan& plan, size_t first, int threads);

@@ -5,7 +5,7 @@
 // a bit. A load and a conversion of the cache serves all rows of the tile: 2 N W operations for W loads and N broadcasts.
 #pragma once
 
-#include "kernels.hpp"
+#include "attention_ranges.hpp"
 #include "simd_cache.hpp"
 
 namespace puna::PUNA_NS {
@@ -16,19 +16,6 @@ constexpr int WIDE = 4;  // 24 sums, 4 vectors and a broadcast in 32 registers
 #else
 constexpr int WIDE = 1;  // 12 sums, 2 halves and a broadcast in 16 registers
 #endif
-constexpr int RANGE_TILES = ATTEND_RANGE / KEY_TILE;
-
-// Where the tiles of one range lie. While one is worked on, the same place of the tile that `next_keys` and `next_values`
-// name is fetched towards the processor, which sees no stream from one block to the next and would only begin to fetch when
-// it waits; and spread over the work, because a burst of fetches would wait itself.
-struct RangeTiles {
-  const uint8_t* keys[RANGE_TILES];
-  const uint8_t* values[RANGE_TILES];
-  const float* key_scales[RANGE_TILES];  // int8 only, as the next
-  const float* value_scales[RANGE_TILES];
-  const uint8_t* next_keys[RANGE_TILES];
-  const uint8_t* next_values[RANGE_TILES];
-};
 
 // Keys of a range whose values are added up, and whether others of it have been.
 struct ValueSpan {
@@ -38,10 +25,6 @@ struct ValueSpan {
   int dim;
   size_t row_bytes;
 };
-
-constexpr int FETCH_BYTES = 64;
-
-static inline void fetch(const uint8_t* line) { __builtin_prefetch(line, 0, 2); }
 
 // Sixteen keys' dimension d, which is even (0) or odd (1) as PARITY says.
 template <CacheType CACHE, int PARITY>

@@ -91,6 +91,28 @@ static inline void write_key_tile(const StoreArgs& a, Element<CACHE>* tile, int 
   }
 }
 
+// Values of neighbouring tokens as pairs [B / 2][D][2]; of a pair of which one token is written the other one stays.
+static inline void write_value_pairs(const StoreArgs& a) {
+  const int dim = a.layout.head_dim;
+  for (int t = 0; t < a.count;) {
+    const int slot = a.slot + t;
+    uint16_t* pair = reinterpret_cast<uint16_t*>(a.block + a.layout.value_row(slot / 2 * 2));
+    const float* x = a.value + t * a.stride;
+    if (slot % 2 == 0 && t + 1 < a.count) {
+      for (int d = 0; d < dim; d += LANES) store_bf16_pairs(pair + 2 * d, load(x + d), load(x + a.stride + d));
+      t += 2;
+      continue;
+    }
+    for (int d = 0; d < dim; d += LANES) {
+      if (slot % 2 == 0)
+        store_bf16_pairs(pair + 2 * d, load(x + d), load_bf16_of_pair<1>(pair + 2 * d));
+      else
+        store_bf16_pairs(pair + 2 * d, load_bf16_of_pair<0>(pair + 2 * d), load(x + d));
+    }
+    ++t;
+  }
+}
+
 template <CacheType CACHE>
 static void store_tokens(const StoreArgs& a) {
   const CacheLayout& layout = a.layout;
@@ -108,6 +130,7 @@ static void store_tokens(const StoreArgs& a) {
     write_key_column<CACHE>(a.key, layout.head_dim, tile, a.slot % KEY_TILE, keys[0]);
   else
     write_key_tile<CACHE>(a, tile, a.slot % KEY_TILE, keys);
+  if (layout.tiles) return write_value_pairs(a);
   Element<CACHE>* row = reinterpret_cast<Element<CACHE>*>(a.block + layout.value_row(a.slot));
   for (int t = 0; t < a.count; ++t)
     for (int d = 0; d < layout.head_dim; d += LANES)

@@ -98,6 +98,7 @@ void Executor::bind(std::vector<int64_t> buffer_widths, std::vector<Op> body, st
   head_.ops = std::move(head);
   hidden_ = hidden;
   logits_ = logits;
+  config.tiles = config.tiles && kernels_->cache_tiles;
   kv_ = KVPool(std::move(layers), config);
   rotations_.clear();
   expert_matrices_.clear();

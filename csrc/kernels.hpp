@@ -141,7 +141,7 @@ constexpr int64_t attend_partial_floats(int64_t rows, int64_t head_dim) {
 }
 constexpr int64_t attend_scratch_floats(int64_t rows, int64_t head_dim) {
   return rows * (head_dim + ATTEND_RANGE) + 2 * attend_partial_floats(rows, head_dim) + 4 * ((rows + 15) / 16 * 16) +
-         ATTEND_RANGE / 2 * head_dim;
+         ATTEND_RANGE / 2 * head_dim + 16 * (ATTEND_RANGE + head_dim + 20);
 }
 
 // Keys and values of consecutive tokens of one sequence that lie in the same sixteen slots of a block.
@@ -173,6 +173,9 @@ struct KernelTable {
   void (*layer_norm)(const float* x, const float* weight, const float* bias, float* out, int64_t width, float eps);
   void (*gate)(const float* gate, const float* up, float* out, int64_t width, int kind);  // up may be null
   void (*add)(const float* x, float* out, int64_t width);
+  // Rows of a tile of tokens that `attend` likes best, and whether bf16 is cached for tiles (cache_layout.hpp).
+  int64_t (*attend_rows)(const CacheLayout& layout);
+  bool cache_tiles;
   void (*attend)(const AttendArgs& args);
   void (*attend_merge)(const AttendArgs& args);  // the partials of all ranges, in their order, into `out` or `after`
   void (*store_cache)(const StoreArgs& args);

@@ -15,7 +15,7 @@ KVPool::KVPool(std::vector<KVLayer> layers, PoolConfig config) : layers_(std::mo
     if (layer.head_dim <= 0 || layer.head_dim % 16 != 0 || layer.head_dim > MAX_HEAD_DIM)
       throw std::invalid_argument("head_dim is " + std::to_string(layer.head_dim) +
                                   "; the native core takes multiples of 16 up to " + std::to_string(MAX_HEAD_DIM));
-    const CacheLayout layout = cache_layout(config_.cache, config_.block_size, static_cast<int>(layer.head_dim));
+    const CacheLayout layout = cache_layout(config_.cache, config_.block_size, static_cast<int>(layer.head_dim), config_.tiles);
     const size_t bytes = layout.block_bytes * static_cast<size_t>(layer.kv_heads);
     memory_.push_back({Region(bytes * static_cast<size_t>(config_.num_blocks)),
                        Region(bytes * static_cast<size_t>(config_.tier_blocks)), layout});

@@ -29,6 +29,7 @@ struct PoolConfig {
   int64_t tier_blocks;
   int block_size;
   CacheType cache;
+  bool tiles;  // bf16 may be laid out for tiles
 };
 
 // Where the new tokens of a step stand: sequence r owns tokens query_start[r] .. query_start[r + 1] - 1, at consecutive

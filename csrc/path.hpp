@@ -18,6 +18,7 @@
   {                                                                                                                \
     label, false, PUNA_NS::linear, nullptr, 8 * PUNA_NS::MOST_TOKENS, PUNA_NS::quantize, 0, nullptr,               \
         PUNA_NS::rms_norm,                                                                                         \
-        PUNA_NS::layer_norm, PUNA_NS::gate, PUNA_NS::add_rows, PUNA_NS::attend, PUNA_NS::attend_merge,             \
+        PUNA_NS::layer_norm, PUNA_NS::gate, PUNA_NS::add_rows, PUNA_NS::attend_rows, false, PUNA_NS::attend,        \
+        PUNA_NS::attend_merge,                                                                                     \
         PUNA_NS::store_cache, PUNA_NS::rope, PUNA_NS::maximum, PUNA_NS::sum_exp, PUNA_SAMPLING                     \
   }

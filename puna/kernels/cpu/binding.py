@@ -114,6 +114,7 @@ class NativeInterpreter:
                 kv.tier_blocks,
                 kv.block_size,
                 kv.dtype,
+                compute != "float32",
             )
         except ValueError as error:
             raise InputError(f"the native core cannot run this model so: {error}") from None

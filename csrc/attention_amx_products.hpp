@@ -1,0 +1,119 @@
+// The two products of attention on tiles of bf16 (TDPBF16PS), for up to sixteen rows, a strip, and a range of keys:
+//
+//   scores [rows][16 keys]        =  queries [rows][32 dimensions]  x  keys   [16 pairs of dimensions][16 keys][2]
+//   sums   [rows][16 dimensions]  =  weights [rows][32 keys]        x  values [16 pairs of keys][16 dimensions][2]
+//
+// Up to four tiles of sums beside each other share a left factor, and a fifth adds up the weights themselves. 32
+// dimensions, or keys, are a step; sums take steps in order. Steps may be spread over other work: tiles multiply while
+// vectors compute, if both come in portions that fit into the processor's window of some hundred instructions.
+#pragma once
+
+#include "kernels.hpp"
+#include "tiles.hpp"
+
+namespace puna::path_amx {
+
+constexpr int STRIP = 16;
+constexpr int STEP = 32;
+constexpr int RANGE_STEPS = ATTEND_RANGE / STEP;
+constexpr int BESIDE = 4;
+constexpr int WEIGHT_ROW = 2 * ATTEND_RANGE;  // a row's weights lie where its scores lay, in the first half
+
+// Sums and left factors of `rows` rows (tiles 0 to 4 and 5), right factors of sixteen pairs (6 and 7).
+class StripTiles {
+ public:
+  StripTiles() = default;
+  ~StripTiles() { asm volatile("tilerelease"); }
+  StripTiles(const StripTiles&) = delete;
+  StripTiles& operator=(const StripTiles&) = delete;
+  void set(int rows) {
+    if (rows == rows_) return;
+    rows_ = rows;
+    TileShapes shapes(16, 16);
+    for (int tile = 0; tile < 6; ++tile) shapes.rows[tile] = static_cast<uint8_t>(rows);
+    asm volatile("ldtilecfg %0" ::"m"(shapes) : "memory");
+  }
+
+ private:
+  int rows_ = 0;
+};
+
+// Right factor that adds up weights, into the first column of sixteen.
+struct alignas(64) OnesTile {
+  uint32_t pairs[16 * 16] = {};
+  constexpr OnesTile() {
+    for (int p = 0; p < 16; ++p) pairs[16 * p] = 0x3f803f80u;
+  }
+};
+constexpr OnesTile ONES;
+
+// What up to four tiles of sums are made of; rows and steps are so many bytes apart.
+struct Product {
+  const void* left;
+  int64_t left_row;
+  const uint8_t* right[BESIDE];
+  int64_t right_row;
+  int64_t right_step;
+  int steps;
+  int beside;
+  float* out;
+  int64_t out_row;
+  float* totals;  // [rows][16], or null
+};
+
+// Scores of `beside` tiles of keys.
+static inline Product score_product(const uint16_t* query, const uint8_t* const* keys, int beside, int dim, float* scores) {
+  Product p{query, 2 * dim, {}, 4 * KEY_TILE, 2 * STEP * KEY_TILE, dim / STEP, beside, scores, 4 * ATTEND_RANGE, nullptr};
+  for (int i = 0; i < beside; ++i) p.right[i] = keys[i];
+  return p;
+}
+
+// Sums of up to 64 dimensions from `d` on, over keys of steps first_step .. last_step - 1.
+static inline Product value_product(const float* weights, const uint16_t* values, int d, int dim, int first_step, int last_step,
+                                    float* sums, float* totals) {
+  const int beside = dim - d < BESIDE * 16 ? (dim - d) / 16 : BESIDE;
+  Product p{reinterpret_cast<const uint16_t*>(weights) + first_step * STEP, 2 * WEIGHT_ROW, {}, 4 * dim, 2 * STEP * dim,
+            last_step - first_step, beside, sums + d, 4 * dim, d == 0 ? totals : nullptr};
+  for (int i = 0; i < beside; ++i)
+    p.right[i] = reinterpret_cast<const uint8_t*>(values + static_cast<int64_t>(first_step) * STEP * dim + 2 * d + 32 * i);
+  return p;
+}
+
+static inline void multiply_step(const Product& p, int step) {
+  const int64_t at = step * p.right_step;
+  if (step == 0) {
+    zero_sums();
+    _tile_zero(4);
+  }
+  _tile_loadd(5, static_cast<const uint8_t*>(p.left) + 2 * STEP * step, p.left_row);
+  _tile_loadd(6, p.right[0] + at, p.right_row);
+  _tile_dpbf16ps(0, 5, 6);
+  if (p.beside > 1) {
+    _tile_loadd(7, p.right[1] + at, p.right_row);
+    _tile_dpbf16ps(1, 5, 7);
+  }
+  if (p.beside > 2) {
+    _tile_loadd(6, p.right[2] + at, p.right_row);
+    _tile_dpbf16ps(2, 5, 6);
+  }
+  if (p.beside > 3) {
+    _tile_loadd(7, p.right[3] + at, p.right_row);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  if (p.totals) {
+    _tile_loadd(6, ONES.pairs, 64);
+    _tile_dpbf16ps(4, 5, 6);
+  }
+  if (step + 1 < p.steps) return;
+  _tile_stored(0, p.out, p.out_row);
+  if (p.beside > 1) _tile_stored(1, p.out + 16, p.out_row);
+  if (p.beside > 2) _tile_stored(2, p.out + 32, p.out_row);
+  if (p.beside > 3) _tile_stored(3, p.out + 48, p.out_row);
+  if (p.totals) _tile_stored(4, p.totals, 64);
+}
+
+static inline void multiply(const Product& p) {
+  for (int step = 0; step < p.steps; ++step) multiply_step(p, step);
+}
+
+}  // namespace puna::path_amx
