@@ -48,8 +48,8 @@ static inline void weigh_step(__m512 low, __m512 high, __m512 peak, uint16_t* we
   _mm512_store_si512(weights, reinterpret_cast<__m512i>(rounded));
 }
 
-// The highest scores of sixteen rows that see the whole range. Where no score is a number the peak is none either; -inf
-// says that a row saw no key.
+// The highest scores of sixteen rows that see the whole range; the lowest number where all are -inf, which says that a row
+// saw no key (attention.hpp).
 static inline void find_peaks(const float* scores, float* peaks) {
   alignas(64) float highest[STRIP * 16];
   for (int r = 0; r < STRIP; ++r) {
@@ -59,8 +59,8 @@ static inline void find_peaks(const float* scores, float* peaks) {
   }
   const __m512 nothing = _mm512_set1_ps(-__builtin_inff());
   __m512 peak = nothing;
-  for_columns(highest, [&](int, __m512i column) { peak = _mm512_max_ps(peak, _mm512_castsi512_ps(column)); });
-  peak = _mm512_mask_mov_ps(peak, _mm512_cmp_ps_mask(peak, nothing, _CMP_EQ_OQ), _mm512_set1_ps(__builtin_nanf("")));
+  for_columns<STRIP>(highest, 64, [&](int, __m512i column) { peak = _mm512_max_ps(peak, _mm512_castsi512_ps(column)); });
+  peak = _mm512_mask_mov_ps(peak, _mm512_cmp_ps_mask(peak, nothing, _CMP_EQ_OQ), _mm512_set1_ps(-__FLT_MAX__));
   _mm512_storeu_ps(peaks, peak);
 }
 
@@ -95,7 +95,7 @@ static inline void weigh_row(float* scores, int first_step, int last_step, Seen 
     highest = _mm512_max_ps(highest, x.v);
   }
   peak = _mm512_reduce_max_ps(highest);
-  if (peak == -__builtin_inff()) peak = __builtin_nanf("");
+  if (peak == -__builtin_inff()) peak = -__FLT_MAX__;
   const __m512 beside = _mm512_set1_ps(peak);
   for (int key = first; key < last; key += STEP)
     weigh_step(_mm512_load_ps(scores + key), _mm512_load_ps(scores + key + 16), beside, weights + key);

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from puna.bench.steps import StepShape
 from puna.engine.config import EngineConfig
-from puna.kernels.batch import kv_bytes_per_token
+from puna.kernels.batch import attends_on_tiles, kv_bytes_per_token
 from puna.kernels.cpu import settled_path
 from puna.kernels.program import (
     Activate,
@@ -128,7 +128,9 @@ def _work(op: Op, model: LoadedModel, config: EngineConfig, shape: StepShape) ->
         kept = kv_bytes_per_token(model.program.kv[op.layer], config.kv_dtype)
         # Each sequence's keys and values once, however many of its tokens look at them.
         cached = shape.sequences * (shape.cached_len + shape.new_len) * kept
-        return Work(cached, 4.0 * shape.seen_keys * op.heads * op.head_dim, "f32", cached)
+        tiles = config.compute != "float32" and settled_path(config.isa) == "amx"
+        operand = "bf16_tiles" if tiles and attends_on_tiles(op.head_dim, config.kv_dtype) else "f32"
+        return Work(cached, 4.0 * shape.seen_keys * op.heads * op.head_dim, operand, cached)
     if isinstance(op, StoreKV):
         width = widths[op.key] + widths[op.value]
         moved = rows * (width * FLOAT_BYTES + kv_bytes_per_token(model.program.kv[op.layer], config.kv_dtype))

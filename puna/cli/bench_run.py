@@ -79,13 +79,13 @@ def run_kernels(config: EngineConfig) -> KernelReport:
     """Limits of the machine and every kernel of a model, on the native backend."""
     from puna.bench.kernels import kernel_names, measure_kernels
     from puna.bench.limits import limit_steps, measure_limits
-    from puna.engine.backend import check_threads
+    from puna.engine.backend import check_threads, settle_cache
     from puna.kernels.cpu import available_threads, settled_path
     from puna.models.load import load_model
 
     check_threads(config.threads)
     path = settled_path(config.isa)
-    settled = _resolved(config)
+    settled = settle_cache(_resolved(config))
     with loading(config.model):
         model = load_model(resolve(settled.model))
     watch = MachineWatch()
@@ -98,7 +98,7 @@ def run_kernels(config: EngineConfig) -> KernelReport:
         path=path,
         threads=limits.threads,
         compute=config.compute,
-        kv_dtype=config.kv_dtype,
+        kv_dtype=settled.kv_dtype,
     )
     return KernelReport(target=target, machine=watch.report(), limits=limits, kernels=kernels)
 

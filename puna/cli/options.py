@@ -85,7 +85,7 @@ KvDtype = Annotated[
     typer.Option(
         "--kv-dtype",
         rich_help_panel=_ENGINE,
-        help="How keys and values are kept: f16, bf16, f32, or int8 (half of f16).",
+        help="How keys and values are kept: auto (bf16 on tiles, else f16), f16, bf16, f32, or int8 (half of f16).",
     ),
 ]
 Record = Annotated[
@@ -149,7 +149,7 @@ class EngineOptions(CoreOptions):
     backend: Backend = "cpu"
     max_model_len: MaxModelLen = None
     kv_gib: KvGib = None
-    kv_dtype: KvDtype = "f16"
+    kv_dtype: KvDtype = "auto"
 
     def _fields(self) -> dict[str, Any]:
         fields = super()._fields()

@@ -50,6 +50,7 @@ def open_backend(config: EngineConfig, progress: U64 | None = None) -> Backend:
     Raises ModelNotFoundError, ModelFileError, InputError or MemoryBudgetError. `progress` is a writable array of one
     number, in which the native backend counts operators.
     """
+    config = settle_cache(config)
     model = load_model(resolve(config.model))
     spec = model.spec
     memory = plan_memory(
@@ -117,6 +118,21 @@ def path_for(config: EngineConfig, paths: Sequence[str]) -> str:
     if config.isa == "auto" and config.max_seqs == 1 and paths[0] == "amx":
         return paths[1]
     return config.isa
+
+
+def settle_cache(config: EngineConfig) -> EngineConfig:
+    """With the type that `kv_dtype` "auto" means: bf16 where attention multiplies it on tiles, otherwise f16, which
+    takes as much memory and keeps three bits more."""
+    if config.kv_dtype != "auto":
+        return config
+    tiles = False
+    if config.backend == "cpu" and config.compute != "float32":
+        try:
+            from puna.kernels.cpu import paths, settled_path
+        except ImportError:  # said when the interpreter is built
+            return msgspec.structs.replace(config, kv_dtype="f16")
+        tiles = settled_path(path_for(config, paths())) == "amx"
+    return msgspec.structs.replace(config, kv_dtype="bf16" if tiles else "f16")
 
 
 def check_threads(threads: int) -> None:

@@ -27,7 +27,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         "auto" is the best path for max_seqs (`puna.engine.backend.path_for`).
     pin: gives each of those threads a core of its own, where they are all that this process may use.
     kv_dtype, kv_bytes, swap_bytes, memory_share: type and size of the pool of keys and values, of the swap space beside
-    it, and the share of free memory that a pool without a size may take.
+    it, and the share of free memory that a pool without a size may take. kv_dtype "auto" is the type that attention is
+    quickest with (`puna.engine.backend.settle_cache`).
     budget_tokens: tokens a step may compute (None: measured, so that a step stays under a quarter of a second, also
     behind a long history, where chunks of a prompt get fewer).
     watermark: share of the pool that stays free when a waiting request is admitted beside running ones.
@@ -41,7 +42,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     isa: str = "auto"
     threads: int = 0
     pin: bool = True
-    kv_dtype: Literal["f16", "bf16", "f32", "int8"] = "f16"
+    kv_dtype: Literal["auto", "f16", "bf16", "f32", "int8"] = "auto"
     kv_bytes: int | None = None
     swap_bytes: int = 0
     memory_share: float = 0.4
@@ -75,7 +76,7 @@ def _check(c: EngineConfig) -> None:
     _text("model", c.model)
     _choice("backend", c.backend, ("cpu", "reference"))
     _choice("compute", c.compute, ("int8", "float32"))
-    _choice("kv_dtype", c.kv_dtype, ("f16", "bf16", "f32", "int8"))
+    _choice("kv_dtype", c.kv_dtype, ("auto", "f16", "bf16", "f32", "int8"))
     _choice("policy", c.policy, ("fcfs", "priority"))
     _choice("block_size", c.block_size, BLOCK_SIZES)
     if c.backend == "cpu" and c.block_size % NATIVE_BLOCK:

@@ -164,3 +164,8 @@ def kv_bytes_per_token(shape: KVShape, dtype: str) -> int:
     """Bytes that a token takes in a layer of that shape: keys, values and, in int8, their scales."""
     element, scale = {"f32": (4, 0), "bf16": (2, 0), "f16": (2, 0), "int8": (1, 4)}[dtype]
     return 2 * shape.kv_heads * (shape.head_dim * element + scale)
+
+
+def attends_on_tiles(head_dim: int, kv_dtype: str) -> bool:
+    """Whether a path with tiles of bf16 computes attention on them, with factors in bf16 (csrc/cache_layout.hpp)."""
+    return kv_dtype == "bf16" and head_dim % 32 == 0

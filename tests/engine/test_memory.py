@@ -86,7 +86,7 @@ def test_this_machine_has_memory() -> None:
 
 def plan(tiny: Path, free: int, **options: object) -> MemoryPlan:
     model = load_model(tiny)
-    config = EngineConfig(model=str(tiny), **options)  # type: ignore[arg-type]
+    config = EngineConfig(model=str(tiny), **{"kv_dtype": "f16", **options})  # type: ignore[arg-type]
     return plan_memory(config, model.program, model.weights, 256, [MemoryLimit("test box", 2 * free, free)])
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from puna.engine.backend import path_for
+from puna.engine.backend import path_for, settle_cache
 from puna.engine.config import EngineConfig
+from puna.kernels.cpu import paths
 
 TILES = ["amx", "avx512", "avx2", "portable"]
 
@@ -22,3 +25,21 @@ TILES = ["amx", "avx512", "avx2", "portable"]
 )
 def test_one_stream_alone_does_not_decode_into_tiles(paths: list[str], isa: str, max_seqs: int, wanted: str) -> None:
     assert path_for(EngineConfig(model="smollm2", isa=isa, max_seqs=max_seqs), paths) == wanted
+
+
+@pytest.mark.parametrize(
+    ("options", "on_tiles"),
+    [
+        ({}, "bf16"),
+        ({"isa": "portable"}, "f16"),
+        ({"max_seqs": 1}, "f16"),  # a path without tiles serves one stream
+        ({"compute": "float32"}, "f16"),
+        ({"backend": "reference"}, "f16"),
+        ({"kv_dtype": "int8"}, "int8"),  # what is asked for is taken
+        ({"kv_dtype": "f16"}, "f16"),
+    ],
+)
+def test_the_cache_is_of_the_type_that_attention_is_quickest_with(options: dict[str, Any], on_tiles: str) -> None:
+    elsewhere = options.get("kv_dtype", "f16")
+    wanted = on_tiles if paths()[0] == "amx" else elsewhere
+    assert settle_cache(EngineConfig(model="smollm2", **options)).kv_dtype == wanted

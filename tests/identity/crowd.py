@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from puna.engine.backend import settle_cache
 from puna.engine.config import EngineConfig
 from puna.engine.core import Engine
 from puna.engine.params import EngineRequest, SamplingParams
@@ -73,7 +74,7 @@ def crowd_of(path: Path, prompt_lengths: tuple[int, ...], output_lengths: tuple[
             )
         )
     longest = max(len(r.prompt_token_ids) + (r.params.max_tokens or 0) for r in requests)
-    kv = KVConfig(1, dtype=EngineConfig().kv_dtype)
+    kv = KVConfig(1, dtype=settle_cache(EngineConfig()).kv_dtype)
     return Crowd(path, tuple(requests), longest, kv_bytes_per_block(model.program, kv))
 
 

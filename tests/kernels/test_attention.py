@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from puna.kernels import program as ops
-from puna.kernels.batch import MOVE_COPY, MOVE_IN, MOVE_OUT, Interpreter, KVConfig
+from puna.kernels.batch import MOVE_COPY, MOVE_IN, MOVE_OUT, Interpreter, KVConfig, attends_on_tiles
 from puna.kernels.cpu import NativeInterpreter
 from puna.kernels.reference.attention import round_to_bf16, round_to_int8
 from puna.kernels.reference.interpreter import ReferenceInterpreter
@@ -23,6 +23,10 @@ from tests.kernels.sanitized import examples
 from tests.kernels.steps import F32, Case, around, difference, raw, step
 
 TOLERANCE = 1e-5
+# Where factors are rounded to bf16, a score of size 10 is wrong by up to a hundredth, and so are weights.
+ROUNDED_TOLERANCE = 3e-2
+# Beside the twin that rounds likewise: a rounding may fall to the other side, a unit in the last of 8 bits.
+ROUNDED_BESIDE_TWIN = 2.0**-8
 ROUNDED: dict[str, Callable[[F32], F32]] = {
     "f32": lambda x: x,
     "f16": lambda x: x.astype(np.float16).astype(np.float32),
@@ -83,6 +87,12 @@ def defined(shape: Shape, tables: dict[str, F32], ids: Sequence[int], dtype: str
     return out.reshape(len(ids), -1).astype(np.float32)
 
 
+def tolerance_of(native: NativeInterpreter) -> float:
+    """Of what is defined, where the native core computes attention in float32 or on tiles."""
+    on_tiles = attends_on_tiles(native.program.kv[0].head_dim, native.kv.dtype)
+    return ROUNDED_TOLERANCE if native.rounding == "bf16" and on_tiles else TOLERANCE
+
+
 def assert_sequences_attend_as_defined(
     shape: Shape, kv: KVConfig, isa: str, seed: int, lengths: Sequence[int], threads: int = 2
 ) -> None:
@@ -91,7 +101,8 @@ def assert_sequences_attend_as_defined(
     tables = tables_of(shape, seed)
     case = case_of(shape, tables)
     native = NativeInterpreter(case.program, case.weights, kv, isa=isa, threads=threads)
-    twin = ReferenceInterpreter(case.program, case.weights, kv)
+    twin = ReferenceInterpreter(case.program, case.weights, kv, rounding=native.rounding)
+    tolerance = tolerance_of(native)
     sequences = [random.integers(0, TOKENS, length).tolist() for length in lengths]
     free = (1 + random.permutation(kv.num_blocks - 1)).tolist()
     blocks = [[free.pop() for _ in range(-(-length // kv.block_size))] for length in lengths]
@@ -108,8 +119,10 @@ def assert_sequences_attend_as_defined(
         if not chosen:
             continue
         right = np.concatenate([wanted[r][done[r] : ends[r]] for r in chosen])
-        assert difference(found[:, :width], right) <= TOLERANCE
-        assert difference(expected[:, :width], right) <= TOLERANCE
+        assert difference(found[:, :width], right) <= tolerance
+        assert difference(expected[:, :width], right) <= tolerance
+        if tolerance > TOLERANCE:
+            assert difference(found[:, :width], expected[:, :width]) <= ROUNDED_BESIDE_TWIN
         for r in chosen:
             done[r] = ends[r]
 
@@ -155,9 +168,32 @@ def test_every_size_of_group_and_head_attends_as_defined(isa: str, group: int, h
     assert_sequences_attend_as_defined(shape, KVConfig(20, 16, "f16"), isa, group, [37, 1, 64, 16])
 
 
-def test_a_long_history_attends_as_defined(isa: str) -> None:
+@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+def test_a_long_history_attends_as_defined(isa: str, dtype: str) -> None:
     shape = Shape(kv_heads=1, group=3, head_dim=64)
-    assert_sequences_attend_as_defined(shape, KVConfig(70, 16, "bf16"), isa, 5, [1000])
+    assert_sequences_attend_as_defined(shape, KVConfig(70, 16, dtype), isa, 5, [1000])
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "int8"])
+@pytest.mark.parametrize("head_dim", [16, 32])
+def test_what_others_left_in_a_block_is_never_read(isa: str, dtype: str, head_dim: int) -> None:
+    """Blocks full of NaN are given to a short sequence, which ends in the middle of a pair, a tile and a block."""
+    shape = Shape(kv_heads=1, group=2, head_dim=head_dim)
+    tables = tables_of(shape, 6)
+    tables["k"][50:] = tables["v"][50:] = np.nan
+    case = case_of(shape, tables)
+    results = []
+    for used in (False, True):
+        native = NativeInterpreter(case.program, case.weights, KVConfig(4, 32, dtype), isa=isa, threads=1)
+        if used:
+            native.step(step([([50] * 64, 0, [1, 2])]))
+        first = native.step(step([(range(35), 0, [1, 2])])).logits
+        assert first is not None
+        then = native.step(step([([35, 36], 35, [1, 2])])).logits
+        assert then is not None
+        results.append(np.concatenate([first, then]))
+    assert np.isfinite(results[0]).all()
+    np.testing.assert_array_equal(*results)
 
 
 def test_large_scores_neither_overflow_nor_lose_the_best_key(isa: str) -> None:
@@ -176,9 +212,10 @@ def bits(*patterns: int) -> F32:
     return np.array(patterns, np.uint32).view(np.float32)
 
 
-def test_a_pool_rounds_to_nearest_even_or_not_at_all(isa: str) -> None:
+@pytest.mark.parametrize("head_dim", [16, 32])
+def test_a_pool_rounds_to_nearest_even_or_not_at_all(isa: str, head_dim: int) -> None:
     """The first token of a sequence sees itself only: what it reads is its own value, as it was stored."""
-    shape = Shape(kv_heads=1, group=1, head_dim=16)
+    shape = Shape(kv_heads=1, group=1, head_dim=head_dim)
     tables = tables_of(shape, 1)
     special = bits(0x3F808000, 0x3F818000, 0x3F808001, 0x80008000, 0x3F801000, 0x3F803000, 0x3F801001)
     small = np.array([2.0**-24, 2.0**-25, 1.5 * 2.0**-25, 6e-5, -(2.0**-15) - 2.0**-25, 65504, -70000, 0], np.float32)
@@ -192,7 +229,7 @@ def test_a_pool_rounds_to_nearest_even_or_not_at_all(isa: str) -> None:
         for interpreter in (native, ReferenceInterpreter(case.program, case.weights, kv)):
             found = interpreter.step(step([([i], 0, [1 + i]) for i in range(TOKENS)])).logits
             assert found is not None
-            np.testing.assert_array_equal(found[:, :16], rounded(stored), err_msg=dtype)
+            np.testing.assert_array_equal(found[:, :head_dim], rounded(stored), err_msg=dtype)
 
 
 def test_int8_keeps_one_scale_a_token_and_head(isa: str) -> None:
@@ -252,31 +289,33 @@ def test_keys_that_score_minus_infinity_weigh_nothing_beside_others(isa: str, dt
     ids = [0 if p in dead else 1 + p % (TOKENS - 1) for p in range(301)]
     case, kv = case_of(shape, tables), KVConfig(24, 16, dtype)
     native = NativeInterpreter(case.program, case.weights, kv, isa=isa, threads=2)
-    for interpreter in (native, ReferenceInterpreter(case.program, case.weights, kv)):
+    for interpreter in (native, ReferenceInterpreter(case.program, case.weights, kv, rounding=native.rounding)):
         blocks = [7, *range(1, 7), *range(8, 23)]
         outs = [interpreter.step(step([(ids[a:b], a, blocks)])).logits for a, b in ((0, 300), (300, 301))]
         found = np.concatenate([out[:, : 3 * 32] for out in outs if out is not None])
         blind = dead.stop if dead.start == 0 else 0
         assert np.isnan(found[:blind]).all()
-        assert difference(found[blind:], defined(shape, tables, ids, dtype)[blind:]) <= TOLERANCE
+        assert difference(found[blind:], defined(shape, tables, ids, dtype)[blind:]) <= tolerance_of(native)
 
 
-def test_an_infinite_value_is_nan_even_where_its_score_is_minus_infinity(isa: str) -> None:
+@pytest.mark.parametrize(("dtype", "head_dim"), [("f32", 16), ("bf16", 32)])
+def test_an_infinite_value_is_nan_even_where_its_score_is_minus_infinity(isa: str, dtype: str, head_dim: int) -> None:
     """0 times infinity, as in the twin; tokens that do not see it are what they were."""
-    shape = Shape(kv_heads=1, group=2, head_dim=16)
+    shape = Shape(kv_heads=1, group=2, head_dim=head_dim)
     tables = tables_of(shape, 7)
     tables["q"] = np.abs(tables["q"]) * 1e20
     tables["k"] *= 1e-20
     tables["k"][0], tables["v"][0] = -1e30, -np.inf
     ids = [1 + p % 60 for p in range(130)] + [0] * 120 + [1] * 10
-    case, kv = case_of(shape, tables), KVConfig(20, 16, "f32")
+    case, kv = case_of(shape, tables), KVConfig(20, 16, dtype)
     native = NativeInterpreter(case.program, case.weights, kv, isa=isa, threads=2)
-    wanted = defined(shape, tables, ids[:130], "f32")
-    for interpreter in (native, ReferenceInterpreter(case.program, case.weights, kv)):
+    width = 2 * head_dim
+    wanted = defined(shape, tables, ids[:130], dtype)
+    for interpreter in (native, ReferenceInterpreter(case.program, case.weights, kv, rounding=native.rounding)):
         found = interpreter.step(step([(ids, 0, range(1, 18))])).logits
         assert found is not None
-        assert difference(found[:130, :32], wanted) <= TOLERANCE
-        assert np.isnan(found[130:, :32]).all()
+        assert difference(found[:130, :width], wanted) <= tolerance_of(native)
+        assert np.isnan(found[130:, :width]).all()
 
 
 def test_the_twin_rounds_to_bf16_by_hand() -> None:

@@ -28,6 +28,7 @@ class Core:
         tier_blocks: int,
         block_size: int,
         cache: str,
+        tiles: bool,
         /,
     ) -> None: ...
     def step(

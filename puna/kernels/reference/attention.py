@@ -79,6 +79,10 @@ def round_to_int8(x: F32) -> F32:
     return np.where(np.isfinite(magnitude), rounded, np.float32(np.nan))
 
 
+RANGE = 128  # keys whose weights stand beside one peak on tiles
+LOG2_E = np.float32(1.44269504)
+
+
 def attend(op: Attend, query: F32, positions: I32, keys: F32, values: F32) -> F32:
     """query: [n, heads * head_dim] of one sequence at `positions`; keys, values: [length, kv_heads, head_dim]."""
     group = op.heads // op.kv_heads
@@ -106,3 +110,37 @@ def _weighted(weights: F32, values: F32, visible: npt.NDArray[np.bool_]) -> F32:
     with np.errstate(invalid="ignore"):
         rows = [weights[..., row : row + 1, seen] @ values[..., seen, :] for row, seen in enumerate(visible)]
     return np.concatenate(rows, axis=2)
+
+
+def attend_on_tiles(op: Attend, query: F32, positions: I32, keys: F32, values: F32) -> F32:
+    """`attend` as paths with tiles round it (csrc/attention_amx.cpp): to bf16 are rounded the scaled query and each
+    weight, 2^(score - the highest score of its 128 keys); a total is the sum of rounded weights."""
+    group, length = op.heads // op.kv_heads, len(keys)
+    q = query.reshape(-1, op.kv_heads, group, op.head_dim).transpose(1, 2, 0, 3)
+    q = round_to_bf16(q * (np.float32(op.scale) * LOG2_E))
+    peaks = np.full(q.shape[:3], -np.inf, np.float32)
+    totals, sums = np.zeros_like(peaks), np.zeros_like(q)
+    for first in range(0, length, RANGE):
+        places = np.arange(first, min(length, first + RANGE), dtype=np.int32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            scores = q @ keys[places].transpose(1, 2, 0)[:, None]
+        if op.softcap > 0:
+            scores = softcap(scores, float(np.float32(op.softcap) * LOG2_E))
+        visible = places[None, :] <= positions[:, None]
+        if op.window > 0:
+            visible &= places[None, :] > positions[:, None] - op.window
+        scores = np.where(visible, scores, -np.inf)
+        peak = scores.max(axis=-1)
+        peak = np.where(visible.any(axis=-1) & (peak == -np.inf), np.finfo(np.float32).min, peak)  # -inf: saw no key
+        higher = np.maximum(peaks, peak)
+        with np.errstate(invalid="ignore"):  # rows that have seen no key yet
+            weights = round_to_bf16(np.where(visible, np.exp2(scores - peak[..., None]), np.float32(0)))
+            own, new = np.exp2(peaks - higher), np.exp2(peak - higher)
+        own, new = np.where(peaks > -np.inf, own, 0), np.where(peak > -np.inf, new, 0)
+        totals = totals * own + weights.sum(axis=-1) * new
+        seen = _weighted(weights, values[places].transpose(1, 0, 2)[:, None], visible)
+        sums = sums * own[..., None] + seen * new[..., None]
+        peaks = higher
+    with np.errstate(invalid="ignore"):  # as there: 0 / 0
+        out = sums / totals[..., None]
+    return np.ascontiguousarray(out.transpose(2, 0, 1, 3)).reshape(query.shape).astype(np.float32)

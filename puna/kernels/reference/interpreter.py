@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from puna.kernels import program as ops
-from puna.kernels.batch import KVConfig, Rounding, StepBatch, StepOutput
+from puna.kernels.batch import KVConfig, Rounding, StepBatch, StepOutput, attends_on_tiles
 from puna.kernels.reference import operators
-from puna.kernels.reference.attention import KVPool, attend
+from puna.kernels.reference.attention import KVPool, attend, attend_on_tiles
 from puna.kernels.reference.dequantize import dequantize
 from puna.kernels.reference.sampling import choose, raw_logprobs
 from puna.kernels.tensor import PLAIN_TYPES, RawTensor
@@ -35,7 +35,7 @@ def _product(rounding: Rounding, type: str) -> Callable[[F32, F32, F32 | None], 
 class ReferenceInterpreter:
     """See `puna.kernels.batch.Interpreter`. `rounding` is what the native core does to factors of linears
     (`NativeInterpreter.rounding`): "int8" rounds the inputs of matrices that are quantised in the file, "bf16" both
-    factors, also of matrices in half precision."""
+    factors, also of matrices in half precision, and of attention's factors where the cache is bf16."""
 
     batch_invariant = False
 
@@ -49,6 +49,7 @@ class ReferenceInterpreter:
     ) -> None:
         self.program = program
         self.kv = kv
+        self._rounding = rounding
         self._weights = {name: dequantize(weights[name]) for name in program.weights()}
         self._product = {n: _product(rounding, weights[n].type) for n in program.weights()}
         self._pool = KVPool(program, kv)
@@ -146,7 +147,9 @@ class ReferenceInterpreter:
             if start < end:
                 positions = batch.positions[start:end]
                 keys, values = self._pool.gather(op.layer, batch.tables[r], int(positions[-1]) + 1)
-                out[start:end] = attend(op, query[start:end], positions, keys, values)
+                on_tiles = self._rounding == "bf16" and attends_on_tiles(op.head_dim, self.kv.dtype)
+                compute = attend_on_tiles if on_tiles else attend
+                out[start:end] = compute(op, query[start:end], positions, keys, values)
         return out
 
     def _sample(self, batch: StepBatch, logits: F32) -> StepOutput:
