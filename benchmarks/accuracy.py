@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from puna.engine.backend import settle_cache
+from puna.engine.config import EngineConfig
 from puna.kernels.batch import KVConfig
 from puna.kernels.cpu import NativeInterpreter, paths
 from puna.models.load import LoadedModel, load_model
@@ -76,7 +78,7 @@ def llama_scores(build: Path, model: Path, text: Path, window: int, windows: int
 def our_scores(model: LoadedModel, tokens: I32, **options: Any) -> Scores:
     """With the first token of each window as the model's own beginning, where it has one, as llama.cpp does."""
     window = tokens.shape[1]
-    kv_dtype = options.pop("kv_dtype", "f16")
+    kv_dtype = options.pop("kv_dtype", "") or settle_cache(EngineConfig(isa=options.get("isa", "auto"))).kv_dtype
     interpreter = NativeInterpreter(model.program, model.weights, KVConfig(window // 16 + 2, 16, kv_dtype), **options)
     logprobs, best = [], []
     for ids in tokens.tolist():

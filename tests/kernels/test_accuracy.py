@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from puna.engine.backend import settle_cache
 from puna.engine.config import EngineConfig
 from puna.kernels.batch import Interpreter, KVConfig, StepOutput
 from puna.kernels.cpu import NativeInterpreter, paths
@@ -27,7 +28,6 @@ CONTEXT = 1000
 CHUNK = 250
 BLOCKS = CONTEXT // 16 + 2
 EXACT = KVConfig(BLOCKS, 16, "f32")
-DEFAULT = KVConfig(BLOCKS, 16, EngineConfig().kv_dtype)
 SMALL = KVConfig(BLOCKS, 16, "int8")
 QUICK = [isa for isa in paths() if isa != "portable"] or paths()
 F64 = npt.NDArray[np.float64]
@@ -53,6 +53,10 @@ class Comparison:
             f"{np.exp(-self.tested.mean()):.4f} ({self.perplexity_change:+.3%}), same argmax {self.same.mean():.2%}, "
             f"missed by {np.quantile(self.missed, 0.999):.3f} at the 99.9th percentile, {self.missed.max():.3f} at most"
         )
+
+
+def default_cache(isa: str) -> KVConfig:
+    return KVConfig(BLOCKS, 16, settle_cache(EngineConfig(isa=isa)).kv_dtype)
 
 
 def predictions(interpreter: Interpreter, window: list[int], begin: int) -> tuple[StepOutput, npt.NDArray[np.float32]]:
@@ -94,14 +98,16 @@ def ids(smollm2: LoadedModel) -> list[int]:
 def comparisons(smollm2: LoadedModel, ids: list[int]) -> dict[str, Comparison]:
     exact = NativeInterpreter(smollm2.program, smollm2.weights, EXACT, compute="float32")
     small = NativeInterpreter(smollm2.program, smollm2.weights, SMALL)
-    tested: list[Interpreter] = [NativeInterpreter(smollm2.program, smollm2.weights, DEFAULT, isa=isa) for isa in QUICK]
+    tested: list[Interpreter] = [
+        NativeInterpreter(smollm2.program, smollm2.weights, default_cache(isa), isa=isa) for isa in QUICK
+    ]
     return dict(zip(["int8 cache", *QUICK], compare(exact, [small, *tested], ids), strict=True))
 
 
 @pytest.mark.parametrize("isa", QUICK)
 def test_the_default_path_predicts_what_float32_predicts(comparisons: dict[str, Comparison], isa: str) -> None:
     found = comparisons[isa]
-    print(f"\n{isa}, {DEFAULT.dtype} cache: {found}")
+    print(f"\n{isa}, {default_cache(isa).dtype} cache: {found}")
     assert abs(found.perplexity_change) <= 0.005
     assert found.same.mean() >= 0.975
     assert np.quantile(found.missed, 0.999) <= 0.3
