@@ -273,7 +273,7 @@ def test_a_file_is_described_for_people(tiny_path: Path) -> None:
 
 
 def test_an_unusable_tokenizer_is_reported_not_raised(tmp_path: Path) -> None:
-    path = write_tiny_llama(tmp_path / "m.gguf", metadata={"tokenizer.ggml.model": "llama"})
+    path = write_tiny_llama(tmp_path / "m.gguf", metadata={"tokenizer.ggml.model": "bert"})
     assert "unusable" in describe(path).tokenizer
 
 
