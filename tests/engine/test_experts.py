@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from puna.engine.backend import settle_cache
 from puna.engine.config import EngineConfig
 from puna.engine.core import Engine
 from puna.engine.limits import MemoryLimit
@@ -62,7 +63,9 @@ def _fields(config: EngineConfig) -> dict[str, object]:
 def test_a_mixture_takes_no_more_than_its_account_says(tiny: Path, isa: str, compute: str) -> None:
     from puna.engine.backend import build_interpreter
 
-    config = EngineConfig(model=str(tiny), isa=isa, compute=compute, budget_tokens=64, kv_bytes=1 << 20)  # type: ignore[arg-type]
+    config = settle_cache(
+        EngineConfig(model=str(tiny), isa=isa, compute=compute, budget_tokens=64, kv_bytes=1 << 20)  # type: ignore[arg-type]
+    )
     model = load_model(tiny)
     plan = plan_memory(config, model.program, model.weights, 256, [MemoryLimit("test box", 1 << 30, 1 << 30)])
     rows = {row.name: row.bytes for row in plan.rows}
