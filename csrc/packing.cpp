@@ -1,6 +1,8 @@
 #include "packing.hpp"
 
 #include <cstring>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "code_places.hpp"
@@ -37,8 +39,18 @@ void move_factors(const GroupPlace& place, int lane, Group& group) {
   }
 }
 
+bool is_finite(uint16_t half) { return (half & 0x7c00u) != 0x7c00u; }
+
+[[noreturn]] void refuse_scale(int64_t row, int64_t group) {
+  throw std::invalid_argument("the scale of inputs " + std::to_string(group * GROUP) + " to " +
+                              std::to_string(group * GROUP + GROUP - 1) + " in row " + std::to_string(row) +
+                              " is not a finite number");
+}
+
+// `first` is the matrix's row that is the panel's first. Throws std::invalid_argument for a scale that is infinite or
+// not a number: every answer would be NaN.
 template <Layout LAYOUT, bool BY_ROWS>
-void pack_panel(FileType type, const uint8_t* row, size_t stride, int rows, int64_t groups, uint8_t* panel) {
+void pack_panel(FileType type, const uint8_t* row, size_t stride, int64_t first, int rows, int64_t groups, uint8_t* panel) {
   constexpr Shape shape = shape_of(LAYOUT);
   constexpr int LOW = shape.codes == Codes::bytes ? 255 : 15;
   for (int64_t g = 0; g < groups; ++g) {
@@ -46,6 +58,7 @@ void pack_panel(FileType type, const uint8_t* row, size_t stride, int rows, int6
     uint8_t* codes = const_cast<uint8_t*>(place.group) + shape.factor_bytes();
     for (int lane = 0; lane < rows; ++lane) {
       const WeightGroup group = read_group(type, row + static_cast<size_t>(lane) * stride, g);
+      if (!shape.floats && !(is_finite(group.scale) && is_finite(group.minimum))) refuse_scale(first + lane, g);
       move_factors<LAYOUT, true>(place, lane, group);
       const auto put = [&](BitPlace at, int bits) {
         codes[at.byte] = static_cast<uint8_t>(codes[at.byte] | bits << at.shift);
@@ -137,8 +150,8 @@ void pack_panels(FileType type, Layout layout, bool by_rows, const uint8_t* data
     for (int lane = 0; is_real(layout) && lane < rows; ++lane)
       pack_floats(type, layout, by_rows, source + static_cast<size_t>(lane) * stride, in_features, lane, panel);
     with_layout(layout, [&](auto constant) {
-      if (by_rows) pack_panel<constant(), true>(type, source, stride, rows, groups, panel);
-      else pack_panel<constant(), false>(type, source, stride, rows, groups, panel);
+      if (by_rows) pack_panel<constant(), true>(type, source, stride, p * PANEL, rows, groups, panel);
+      else pack_panel<constant(), false>(type, source, stride, p * PANEL, rows, groups, panel);
     });
   }
 }

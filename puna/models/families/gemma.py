@@ -102,11 +102,12 @@ def _ropes(facts: Facts, sizes: Sizes, family: str) -> tuple[RopeSpec, RopeSpec]
     rope = read_rope(facts, sizes.head_dim, sizes.length, base=GLOBAL_BASE[family], layer_type="full_attention")
     if family != "gemma3":
         return rope, rope
-    base = facts.number("rope.freq_base_swa", LOCAL_BASE) if facts.is_gguf else LOCAL_BASE
+    base = facts.number("rope.freq_base_swa", LOCAL_BASE, above=1.0) if facts.is_gguf else LOCAL_BASE
     if not facts.is_gguf:
         parameters = facts.part("rope_parameters")
         local = parameters.part("sliding_attention") if parameters else None
-        base = local.number("rope_theta", LOCAL_BASE) if local else facts.number("rope_local_base_freq", LOCAL_BASE)
+        values, name = (local, "rope_theta") if local else (facts, "rope_local_base_freq")
+        base = values.number(name, LOCAL_BASE, above=1.0)
     plain = replace(rope, base=base, linear_factor=1.0, frequency_factors=(), magnitude=1.0)
     return rope, plain
 
