@@ -55,7 +55,7 @@ def needle_prompt(engine: Engine, length: int) -> list[int]:
     prose = model.tokenizer.encode(TEXT.read_text(encoding="utf-8"))
     wanted = length - len(model.tokenizer.encode(TOLD + ASKED)) - 40  # what a template adds
     filler = model.tokenizer.decode((prose * (wanted // len(prose) + 1))[:wanted])
-    (rendered,) = chat_prompts(model, [{"role": "user", "content": TOLD + filler + ASKED}], True, {})
+    (rendered,) = chat_prompts(model, [[{"role": "user", "content": TOLD + filler + ASKED}]], True, {}, [None])
     return list(rendered.token_ids)
 
 

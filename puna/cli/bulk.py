@@ -31,6 +31,7 @@ PROGRESS_EVERY_S = 0.5
 class Summary:
     done: int = 0
     failed: int = 0
+    truncated: int = 0  # prompts
     tokens: int = 0
     seconds: float = 0.0
     interrupted: bool = False
@@ -38,6 +39,7 @@ class Summary:
     def __str__(self) -> str:
         speed = self.tokens / self.seconds if self.seconds else 0.0
         failed = f", {self.failed} failed" if self.failed else ""
+        failed += f", {self.truncated} with a prompt that was cut" if self.truncated else ""
         cut = ", interrupted" if self.interrupted else ""
         cost = f"{self.tokens} tokens in {self.seconds:.1f} s ({speed:.1f} tokens/s)"
         return f"{self.done} prompts done{failed}{cut}; {cost}"
@@ -69,9 +71,10 @@ class _Job:
         return Record(
             id=self.line.id,
             line=self.line.number,
-            prompt=self.line.prompt,
+            prompt=self.line.text,
             outputs=outputs,
-            prompt_tokens=len(self.line.prompt_token_ids),
+            prompt_tokens=len(self.line.prompt.token_ids),
+            truncated_tokens=self.line.prompt.truncated_tokens,
             cached_tokens=self.cached_tokens,
         )
 
@@ -113,7 +116,7 @@ def _begin(local: LocalModel, line: Line | BadLine, running: dict[str, _Job]) ->
         return _Job(line, error=line.error)
     job = _Job(line, [_Sample() for _ in range(line.params.n)])
     try:
-        running[local.add(line.prompt_token_ids, line.params)] = job
+        running[local.add(line.prompt.token_ids, line.params)] = job
     except PunaError as error:
         job.error = f"line {line.number}: {error}"
     return job
@@ -139,6 +142,8 @@ def _advance(local: LocalModel, delta: LocalDelta, running: dict[str, _Job], sum
 
 def _write(job: _Job, target: IO[bytes], summary: Summary) -> None:
     summary.done += 1
-    summary.failed += job.error is not None
-    target.write(msgspec.json.encode(job.record()) + b"\n")
+    record = job.record()
+    summary.failed += record.error is not None
+    summary.truncated += record.truncated_tokens > 0
+    target.write(msgspec.json.encode(record) + b"\n")
     target.flush()

@@ -69,7 +69,7 @@ def _answer_once(local: LocalModel, question: str, system: str | None, params: S
     conversation = Conversation()
     conversation.set_system(system or "")
     conversation.ask(question)
-    answer = print_answer(local, local.chat_prompt(conversation.as_dicts()), params)
+    answer = print_answer(local, local.chat_prompt(conversation.as_dicts(), params), params)
     if stats or sys.stderr.isatty():
         print_stats(answer)
     if answer.interrupted:

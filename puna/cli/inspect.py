@@ -95,12 +95,12 @@ def _file_facts(path: Path, *, with_tensors: bool) -> dict[str, Any]:
 
 
 def _prompt_facts(path: Path, conversation: list[Any], tools: Path | None) -> dict[str, Any]:
-    from puna.engine.prompts import chat_prompts
+    from puna.engine.prompts import as_conversations, chat_prompts
     from puna.models.load import load_model
 
     loaded = load_model(path)
     given = {} if tools is None else {"tools": _json_list(tools, "tools")}
-    (rendered,) = chat_prompts(loaded, conversation, True, given)
+    (rendered,) = chat_prompts(loaded, as_conversations(conversation), True, given, [None])
     tokens = [{"id": token, "text": loaded.tokenizer.token_text(token)} for token in rendered.token_ids]
     return {"text": rendered.text, "count": len(tokens), "tokens": tokens}
 

@@ -19,8 +19,9 @@ from puna.engine.config import EngineConfig
 from puna.engine.core import Engine
 from puna.engine.output import SampleText
 from puna.engine.params import FinishReason, SamplingParams
-from puna.engine.prompts import chat_template
+from puna.engine.prompts import Prompt, chat_template
 from puna.engine.request import make_request
+from puna.engine.truncation import fit_conversation, prompt_limit
 from puna.errors import EngineError, InputError, PunaError
 from puna.models.names import resolve
 
@@ -78,18 +79,32 @@ class LocalModel:
             raise InputError("this model's file has no chat template; use `puna generate`, or a model tuned for chat")
         return self._template.render(messages, add_generation_prompt=True)
 
-    def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        return self._encode(self.chat_text(messages), add_special=False)
+    def chat_prompt(self, messages: Sequence[Mapping[str, Any]], params: SamplingParams) -> Prompt:
+        """Cut where it has to be and `params` allow it, as is `text_prompt`."""
+        text, limit = self.chat_text(messages), prompt_limit(params, self.context_tokens)
+        if limit is None:
+            return Prompt(text, self._encode(text, add_special=False))
 
-    def text_prompt(self, text: str) -> list[int]:
-        return self._encode(text, add_special=True)
+        def encode(of: Sequence[Mapping[str, Any]]) -> list[int]:
+            return self.tokenizer.encode(self.chat_text(of), add_special=False)
+
+        return Prompt(text, *fit_conversation(messages, limit, encode, self.tokenizer))
+
+    def text_prompt(self, text: str, params: SamplingParams) -> Prompt:
+        limit = prompt_limit(params, self.context_tokens)
+        if limit is None:
+            return Prompt(text, self._encode(text, add_special=True))
+        return Prompt(text, self.tokenizer.encode(text)).shortened(limit, self.tokenizer)
+
+    def ids_prompt(self, token_ids: list[int], params: SamplingParams) -> Prompt:
+        return Prompt(None, token_ids).shortened(prompt_limit(params, self.context_tokens), self.tokenizer)
 
     def _encode(self, text: str, *, add_special: bool) -> list[int]:
-        """InputError where the context could never hold `text`, before the minutes that encoding megabytes takes."""
+        """InputError where the context could never hold `text`, before the seconds that encoding megabytes takes."""
         if len(text) > self.context_tokens and (fewest := self.tokenizer.fewest_tokens(text)) > self.context_tokens:
             raise InputError(
                 f"the prompt has at least {fewest} tokens, but the context is {self.context_tokens} tokens; "
-                "shorten the prompt",
+                "shorten the prompt, or let it be cut with truncate_prompt_tokens",
                 param="prompt",
             )
         return self.tokenizer.encode(text, add_special=add_special)

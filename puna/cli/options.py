@@ -53,6 +53,14 @@ Seed = Annotated[
 Stop = Annotated[
     list[str] | None, typer.Option("--stop", rich_help_panel=_SAMPLING, help="End before this text. May be repeated.")
 ]
+TruncatePromptTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--truncate-prompt-tokens",
+        rich_help_panel=_SAMPLING,
+        help="Cut longer prompts to so many tokens, and say so; -1: to what the answer leaves. Default: refuse them.",
+    ),
+]
 Backend = Annotated[
     str,
     typer.Option("--backend", rich_help_panel=_ENGINE, help="cpu: the native core. reference: NumPy, slow, readable."),
@@ -109,6 +117,7 @@ class SamplingOptions:
     repetition_penalty: RepetitionPenalty = None
     seed: Seed = None
     stop: Stop = None
+    truncate_prompt_tokens: TruncatePromptTokens = None
 
     def params(self, **further: Any) -> SamplingParams:
         from puna.engine.params import SamplingParams

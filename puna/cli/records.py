@@ -17,6 +17,7 @@ from puna.errors import InputError
 
 if TYPE_CHECKING:
     from puna.cli.local import LocalModel
+    from puna.engine.prompts import Prompt
 
 _PROMPT_FIELDS = ("prompt", "messages", "prompt_token_ids")
 MAX_LINE_BYTES = 16 << 20
@@ -24,12 +25,13 @@ MAX_LINE_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class Line:
-    """One line of input. `number` counts from 1; `id` is the caller's or the number."""
+    """One line of input. `number` counts from 1; `id` is the caller's or the number. `text` is the prompt as the line
+    has it, None where it is no text."""
 
     number: int
     id: Any
-    prompt: str | None
-    prompt_token_ids: list[int]
+    text: str | None
+    prompt: Prompt
     params: SamplingParams
 
 
@@ -56,6 +58,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     prompt: str | None = None
     outputs: list[Sample] | None = None
     prompt_tokens: int | None = None
+    truncated_tokens: int = 0  # cut off the prompt beside those
     cached_tokens: int | None = None
     error: str | None = None
 
@@ -66,7 +69,7 @@ def text_lines(
     """`prompts`: line numbers and what stands there."""
     for number, prompt in prompts:
         try:
-            yield Line(number, number, prompt, local.text_prompt(prompt), params)
+            yield Line(number, number, prompt, local.text_prompt(prompt, params), params)
         except InputError as error:
             yield BadLine(number, number, f"line {number}: {error}")
 
@@ -90,25 +93,30 @@ def _json_line(local: LocalModel, number: int, raw: bytes, params: SamplingParam
         if not isinstance(record, dict):
             raise InputError("takes a JSON object")
         given_id = record.pop("id", number)
-        prompt, ids = _prompt(local, record)
-        return Line(number, given_id, prompt, ids, _params(record, params))
+        name, value = _given_prompt(record)
+        wanted = _params(record, params)
+        return Line(number, given_id, value if name == "prompt" else None, _prompt(local, name, value, wanted), wanted)
     except (InputError, ValueError, RecursionError) as error:
         return BadLine(number, given_id, f"line {number}: {error}")
 
 
-def _prompt(local: LocalModel, record: dict[str, Any]) -> tuple[str | None, list[int]]:
+def _given_prompt(record: dict[str, Any]) -> tuple[str, Any]:
+    """Taken out of the record, with the name of its field."""
     given = [name for name in _PROMPT_FIELDS if name in record]
     if len(given) != 1:
         raise InputError(f"takes exactly one of {', '.join(_PROMPT_FIELDS)}; found {', '.join(given) or 'none'}")
-    value = record.pop(given[0])
-    if given[0] == "prompt":
+    return given[0], record.pop(given[0])
+
+
+def _prompt(local: LocalModel, name: str, value: Any, params: SamplingParams) -> Prompt:
+    if name == "prompt":
         if not isinstance(value, str) or not value:
             raise InputError("prompt takes a text that is not empty")
-        return value, local.text_prompt(value)
-    if given[0] == "messages":
-        return None, local.chat_prompt(value)
+        return local.text_prompt(value, params)
+    if name == "messages":
+        return local.chat_prompt(value, params)
     try:
-        return None, msgspec.convert(value, list[int])
+        return local.ids_prompt(msgspec.convert(value, list[int]), params)
     except msgspec.ValidationError as error:
         raise InputError(f"prompt_token_ids: {error}") from None
 

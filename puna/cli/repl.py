@@ -16,6 +16,7 @@ from puna.cli.conversation import Conversation
 from puna.cli.plain import plain
 from puna.cli.stream import Answer, dim, print_answer, print_stats
 from puna.engine.params import SamplingParams
+from puna.engine.prompts import Prompt
 from puna.errors import InputError, PunaError
 
 if TYPE_CHECKING:
@@ -105,14 +106,14 @@ class Repl:
         print_stats(answer)
 
     def _answer(self) -> Answer:
-        prompt_ids = self._local.chat_prompt(self._conversation.as_dicts())
-        context = self._local.context_tokens
-        if len(prompt_ids) >= context:
+        prompt = self._local.chat_prompt(self._conversation.as_dicts(), self._params)
+        count, context = len(prompt.token_ids), self._local.context_tokens
+        if count >= context:
             raise InputError(
-                f"the conversation has {len(prompt_ids)} tokens, but the context holds {context}; "
-                "/undo takes the last question back, /reset begins anew, /save keeps it first"
+                f"the conversation has {count} tokens, but the context holds {context}; /set truncate_prompt_tokens -1 "
+                "goes on without its oldest turns, /reset begins anew (/save keeps it first)"
             )
-        return print_answer(self._local, prompt_ids, self._params)
+        return print_answer(self._local, prompt, self._params)
 
     def _reset(self, _: str) -> None:
         self._conversation.reset()
@@ -165,8 +166,9 @@ class Repl:
 
     def _tokens(self, _: str) -> None:
         messages = self._conversation.as_dicts()
-        count = len(self._local.chat_prompt(messages)) if messages else 0
-        print(f"{count} tokens of {self._local.context_tokens}")
+        prompt = self._local.chat_prompt(messages, self._params) if messages else Prompt("", [])
+        cut = f" ({prompt.truncated_tokens} more are cut)" if prompt.truncated_tokens else ""
+        print(f"{len(prompt.token_ids)} tokens of {self._local.context_tokens}{cut}")
 
 
 def _path(name: str, command: str) -> Path:

@@ -15,6 +15,7 @@ from puna.cli.interrupt import Interrupt
 if TYPE_CHECKING:
     from puna.cli.local import LocalModel
     from puna.engine.params import SamplingParams
+    from puna.engine.prompts import Prompt
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,13 @@ class Answer:
     seed: int | None
 
 
-def print_answer(local: LocalModel, prompt_ids: list[int], params: SamplingParams) -> Answer:
-    """Streams to standard output until the answer ends or Ctrl-C is pressed."""
+def print_answer(local: LocalModel, prompt: Prompt, params: SamplingParams) -> Answer:
+    """Streams to standard output until the answer ends or Ctrl-C is pressed. What the prompt lost comes first."""
     begun = time.perf_counter()
+    prompt_ids = prompt.token_ids
+    if prompt.truncated_tokens:
+        whole = len(prompt_ids) + prompt.truncated_tokens
+        print(dim(f"[cut: the model reads {len(prompt_ids)} of the prompt's {whole} tokens]"), file=sys.stderr)
     pieces: list[str] = []
     tokens, cached, first_token_s, reason = 0, 0, 0.0, "abort"
     seed: int | None = None
@@ -54,7 +59,8 @@ def print_answer(local: LocalModel, prompt_ids: list[int], params: SamplingParam
     if reason == "abort":
         _mark("interrupted", text)
     elif reason == "length":
-        _mark("cut at the token limit", text)
+        full = len(prompt_ids) + tokens >= local.context_tokens
+        _mark(f"cut: the context of {local.context_tokens} tokens is full" if full else "cut at the token limit", text)
     if not text.endswith("\n"):
         print(flush=True)
     total_s = time.perf_counter() - begun

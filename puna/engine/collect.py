@@ -12,6 +12,7 @@ from puna.engine.output import SampleText
 from puna.engine.params import EngineRequest, FinishReason, PositionLogprobs, SampleUpdate
 
 if TYPE_CHECKING:
+    from puna.engine.prompts import Prompt
     from puna.models.tokenizer import Tokenizer
 
 
@@ -43,7 +44,8 @@ class CompletionOutput:
 
 @dataclass(frozen=True)
 class RequestOutput:
-    """One prompt and its samples. `prompt` is None where token ids were given."""
+    """One prompt and its samples. `prompt` is None where token ids were given. `prompt_token_ids` is what the model
+    read: `truncated_tokens` fewer than were given, where `truncate_prompt_tokens` allowed that."""
 
     request_id: str
     prompt: str | None
@@ -52,12 +54,13 @@ class RequestOutput:
     outputs: list[CompletionOutput]
     finished: bool
     num_cached_tokens: int | None
+    truncated_tokens: int = 0
 
 
 class Collector:
     """Takes one request's updates."""
 
-    def __init__(self, request: EngineRequest, prompt: str | None, tokenizer: Tokenizer) -> None:
+    def __init__(self, request: EngineRequest, prompt: Prompt, tokenizer: Tokenizer) -> None:
         self.request = request
         self._prompt = prompt
         self._tokenizer = tokenizer
@@ -87,12 +90,13 @@ class Collector:
     def output(self) -> RequestOutput:
         return RequestOutput(
             request_id=self.request.request_id,
-            prompt=self._prompt,
+            prompt=self._prompt.text,
             prompt_token_ids=self.request.prompt_token_ids,
             prompt_logprobs=None if self._prompt_logprobs is None else [self._named(p) for p in self._prompt_logprobs],
             outputs=[self._completion(index, sample) for index, sample in enumerate(self._samples)],
             finished=self.finished,
             num_cached_tokens=self._cached_tokens,
+            truncated_tokens=self._prompt.truncated_tokens,
         )
 
     def _completion(self, index: int, sample: SampleText) -> CompletionOutput:

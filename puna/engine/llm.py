@@ -21,8 +21,9 @@ from puna.engine.config import config_from
 from puna.engine.core import Engine
 from puna.engine.params import SamplingParams
 from puna.engine.progress import GenerationProgress
-from puna.engine.prompts import Prompt, as_prompts, chat_prompts, one_params_each
+from puna.engine.prompts import Prompt, as_conversations, as_prompts, chat_prompts, one_params_each
 from puna.engine.request import make_request
+from puna.engine.truncation import prompt_limit
 from puna.errors import InputError, OverloadedError
 
 if TYPE_CHECKING:
@@ -56,8 +57,12 @@ class LLM:
         `sampling_params`: one for all, or one each. `use_tqdm`: show a progress bar on a terminal when it takes long.
         Raises InputError before anything runs if any prompt cannot be served as asked.
         """
-        wanted = as_prompts(prompts, self.get_tokenizer())
-        return self._run(wanted, one_params_each(sampling_params, len(wanted)), use_tqdm, priority)
+        tokenizer = self.get_tokenizer()
+        wanted = as_prompts(prompts, tokenizer)
+        params = one_params_each(sampling_params, len(wanted))
+        limits = self._limits(params)
+        wanted = [prompt.shortened(limit, tokenizer) for prompt, limit in zip(wanted, limits, strict=True)]
+        return self._run(wanted, params, use_tqdm, priority)
 
     def chat(
         self,
@@ -72,10 +77,11 @@ class LLM:
 
         InputError where the model has no chat template; TemplateError where the template refuses the messages.
         """
-        wanted = chat_prompts(
-            self.engine.backend.model, messages, add_generation_prompt, dict(chat_template_kwargs or {})
-        )
-        return self._run(wanted, one_params_each(sampling_params, len(wanted)), use_tqdm, 0)
+        conversations = as_conversations(messages)
+        params = one_params_each(sampling_params, len(conversations))
+        extra = dict(chat_template_kwargs or {})
+        model, limits = self.engine.backend.model, self._limits(params)
+        return self._run(chat_prompts(model, conversations, add_generation_prompt, extra, limits), params, use_tqdm, 0)
 
     def get_tokenizer(self) -> Tokenizer:
         return self.engine.backend.model.tokenizer
@@ -91,6 +97,9 @@ class LLM:
     ) -> None:
         self.close()
 
+    def _limits(self, params: list[SamplingParams]) -> list[int | None]:
+        return [prompt_limit(wanted, self.engine.max_model_len) for wanted in params]
+
     def _run(
         self, prompts: list[Prompt], params: list[SamplingParams], use_tqdm: bool, priority: int
     ) -> list[RequestOutput]:
@@ -103,7 +112,7 @@ class LLM:
             except InputError as error:
                 where = f"prompt {number}: " if len(prompts) > 1 else ""
                 raise InputError(f"{where}{error}", param=error.param) from None
-            collectors[request.request_id] = Collector(request, prompt.text, tokenizer)
+            collectors[request.request_id] = Collector(request, prompt, tokenizer)
         with _stoppable() as stopped, GenerationProgress(len(prompts), shown=use_tqdm) as progress:
             try:
                 self._drive(collectors, stopped, progress)

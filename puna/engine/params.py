@@ -51,6 +51,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
+    truncate_prompt_tokens: int | None = None  # cut a longer prompt to so many; -1: to what the answer leaves
 
     def __post_init__(self) -> None:
         _check(self)
@@ -76,6 +77,13 @@ def _check(p: SamplingParams) -> None:
         raise InputError(
             f"min_tokens is {p.min_tokens} but max_tokens is {p.max_tokens}; lower min_tokens or raise max_tokens",
             param="min_tokens",
+        )
+    most = p.truncate_prompt_tokens
+    if most is not None and (type(most) is not int or not (most == -1 or 1 <= most < 2**31)):
+        raise InputError(
+            f"truncate_prompt_tokens is {most!r}; it takes a number of tokens from 1 on, or -1 for as many as the "
+            "answer leaves",
+            param="truncate_prompt_tokens",
         )
     for name in ("logprobs", "prompt_logprobs"):
         value = getattr(p, name)

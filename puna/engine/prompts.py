@@ -12,6 +12,7 @@ from operator import index
 from typing import TYPE_CHECKING, Any
 
 from puna.engine.params import SamplingParams
+from puna.engine.truncation import fit_conversation, last_tokens
 from puna.errors import InputError
 from puna.models.template import ChatTemplate
 
@@ -26,10 +27,19 @@ _SHAPES = (
 
 @dataclass(frozen=True)
 class Prompt:
-    """`text` is None where token ids were given."""
+    """`text` is None where token ids were given. `token_ids` is what the model reads: `truncated_tokens` less than
+    given."""
 
     text: str | None
     token_ids: list[int]
+    truncated_tokens: int = 0
+
+    def shortened(self, limit: int | None, tokenizer: Tokenizer) -> Prompt:
+        """Of `limit` tokens at most, where there is a limit."""
+        if limit is None or len(self.token_ids) <= limit:
+            return self
+        kept = last_tokens(self.token_ids, limit, tokenizer)
+        return Prompt(self.text, kept, self.truncated_tokens + len(self.token_ids) - len(kept))
 
 
 def as_prompts(prompts: Any, tokenizer: Tokenizer) -> list[Prompt]:
@@ -46,20 +56,48 @@ def as_prompts(prompts: Any, tokenizer: Tokenizer) -> list[Prompt]:
     return [_as_prompt(item, tokenizer, f"prompt {number}") for number, item in enumerate(items)]
 
 
+def as_conversations(messages: SequenceOf[Any]) -> list[SequenceOf[Any]]:
+    """One conversation, or several, as a list of them. InputError where there is none."""
+    if not messages:
+        raise InputError("messages is empty; give at least one message", param="messages")
+    return [messages] if isinstance(messages[0], Mapping) else list(messages)
+
+
 def chat_prompts(
-    model: LoadedModel, messages: SequenceOf[Any], add_generation_prompt: bool, extra: dict[str, Any]
+    model: LoadedModel,
+    conversations: SequenceOf[SequenceOf[Any]],
+    add_generation_prompt: bool,
+    extra: dict[str, Any],
+    limits: SequenceOf[int | None],
 ) -> list[Prompt]:
-    """The rendered conversations. A special token that a template writes becomes that token."""
+    """The rendered conversations, cut where they have more tokens than their limit. A special token that a template
+    writes becomes that token."""
     template = chat_template(model)
     if template is None:
         raise InputError(
             f"{model.name} has no chat template; use generate, or a model that was tuned for chat", param="messages"
         )
-    if not messages:
-        raise InputError("messages is empty; give at least one message", param="messages")
-    conversations = [messages] if isinstance(messages[0], Mapping) else messages
-    texts = [template.render(c, add_generation_prompt=add_generation_prompt, **extra) for c in conversations]
-    return [Prompt(text, model.tokenizer.encode(text, add_special=False)) for text in texts]
+    wanted = zip(conversations, limits, strict=True)
+    return [_rendered(model.tokenizer, template, c, add_generation_prompt, extra, limit) for c, limit in wanted]
+
+
+def _rendered(
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    messages: SequenceOf[Any],
+    add_generation_prompt: bool,
+    extra: dict[str, Any],
+    limit: int | None,
+) -> Prompt:
+    def render(of: SequenceOf[Any]) -> Prompt:
+        text = template.render(of, add_generation_prompt=add_generation_prompt, **extra)
+        return Prompt(text, tokenizer.encode(text, add_special=False))
+
+    whole = render(messages)
+    if limit is None or len(whole.token_ids) <= limit:
+        return whole
+    ids, cut = fit_conversation(messages, limit, lambda of: render(of).token_ids, tokenizer)
+    return Prompt(whole.text, ids, cut)
 
 
 def chat_template(model: LoadedModel) -> ChatTemplate | None:

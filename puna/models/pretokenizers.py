@@ -18,7 +18,19 @@ _WORDS = rf"{_ENDINGS}|{_OPENED}\p{{L}}+"
 _LINE_ENDS = r"\s*[\r\n]+"
 _KANA_AND_HAN = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
 _ASCII_SYMBOLS = r"!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~"
-_GROUPS_FROM_THE_RIGHT = r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))"
+# Groups of three from the right. Where one match ended inside a number (\G), the rest of it divides by three: without
+# that every group would count to the number's end. What is said of the rest is atomic, so that it is counted once.
+_GROUPS_FROM_THE_RIGHT = r"\G(?<=\p{N})\p{N}{3}|\p{N}{1,3}(?=(?>(?:\p{N}{3})*)(?!\p{N}))"
+# Boundaries wherever a multiple of three digits is left, as what lies between them: other numerals stay with what
+# precedes them.
+_THREES_FOLLOW = r"(?=(?>(?:\d{3})+)(?!\d))"
+_BETWEEN_GROUPS = "|".join(
+    [
+        r"\G(?<=\d)\d{3}(?=\d)",
+        rf"\d{{3}}{_THREES_FOLLOW}",
+        rf"(?>(?:\d{{3}}(?!\d))?(?:\D+|\d{{1,2}}(?!\d))*)(?:\d{{1,2}}{_THREES_FOLLOW})?",
+    ]
+)
 
 
 def _cl100k(words: str, numbers: str, symbols: str = _SYMBOLS + r"[\r\n]*") -> str:
@@ -161,7 +173,7 @@ _NAMES: list[tuple[PreTokenizer, str]] = [
     (_cut(r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _DEEPSEEK_HAN, r"\p{N}"), "deepseek-coder"),
     (_cut(_PUNCTUATION_ENDS), "poro-chat bloom gpt3-finnish"),
     (_cut(_PUNCTUATION_ENDS, r"\p{N}"), "viking"),
-    (_cut(r"\p{N}+", r"(?=(\d{3})+(?!\d))"), "superbpe"),
+    (_cut(r"\p{N}+", _BETWEEN_GROUPS), "superbpe"),
     (
         _cut(
             *("<sentinel:[0-9]+>", "(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z", r"[\t\n]|    |  ", r"\p{N}"),

@@ -50,6 +50,7 @@ class ChatChunkChoice(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: ChatLogprobs | None = None
     finish_reason: str | None = None
     seed: int | msgspec.UnsetType = msgspec.UNSET  # with the role
+    truncated_tokens: int | msgspec.UnsetType = msgspec.UNSET  # with the role, where the prompt was cut
 
 
 class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,6 +75,7 @@ class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: ChatLogprobs | None
     finish_reason: str
     seed: int | msgspec.UnsetType = msgspec.UNSET
+    truncated_tokens: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,6 +103,7 @@ class CompletionChoice(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: CompletionLogprobs | None = None
     finish_reason: str | None = None
     seed: int | msgspec.UnsetType = msgspec.UNSET  # with the first text
+    truncated_tokens: int | msgspec.UnsetType = msgspec.UNSET  # in the first chunk, where the prompt was cut
     prompt_logprobs: list[dict[str, dict[str, Any]] | None] | msgspec.UnsetType = msgspec.UNSET
 
 

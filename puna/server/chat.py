@@ -36,11 +36,13 @@ async def chat_chunks(
     count: UsageCount,
     tokenizer: Tokenizer,
     *,
+    truncated_tokens: int,
     want_logprobs: bool,
     include_usage: bool,
     continuous_usage: bool = False,
 ) -> AsyncGenerator[ChatChunk]:
-    """Chunks in order of arrival. Choices of n > 1 interleave; each begins with its role and ends with its finish."""
+    """Chunks in order of arrival. Choices of n > 1 interleave; each begins with its role, and with what was cut off the
+    prompt, and ends with its finish."""
     begun: set[int] = set()
 
     def chunk(choices: list[ChatChunkChoice], usage: Usage | None = None) -> ChatChunk:
@@ -62,7 +64,9 @@ async def chat_chunks(
             if delta.index not in begun:
                 begun.add(delta.index)
                 role = ChatDelta(role="assistant", content="")
-                yield chunk([ChatChunkChoice(index=delta.index, delta=role, seed=known_seed(delta))])
+                cut = truncated_tokens or UNSET
+                opening = ChatChunkChoice(index=delta.index, delta=role, seed=known_seed(delta), truncated_tokens=cut)
+                yield chunk([opening])
             logprobs = chat_logprobs(tokenizer, delta.logprobs) if want_logprobs and delta.logprobs else None
             if delta.text or logprobs:
                 text = ChatDelta(content=delta.text)
@@ -80,6 +84,7 @@ class _Choice:
     logprobs: list[ChatLogprob] | None = None
     finish_reason: str = "stop"
     seed: int | UnsetType = UNSET
+    truncated_tokens: int | UnsetType = UNSET
 
 
 async def whole_chat(chunks: AsyncIterator[ChatChunk], count: UsageCount) -> ChatCompletion:
@@ -93,6 +98,7 @@ async def whole_chat(chunks: AsyncIterator[ChatChunk], count: UsageCount) -> Cha
             if part.logprobs is not None:
                 choice.logprobs = [*(choice.logprobs or []), *part.logprobs.content]
             choice.seed = choice.seed if part.seed is UNSET else part.seed
+            choice.truncated_tokens = part.truncated_tokens or choice.truncated_tokens
             choice.finish_reason = part.finish_reason or choice.finish_reason
     assert last is not None, "an answer has at least a role and a finish"
     return ChatCompletion(
@@ -107,6 +113,7 @@ async def whole_chat(chunks: AsyncIterator[ChatChunk], count: UsageCount) -> Cha
                 logprobs=None if choice.logprobs is None else ChatLogprobs(choice.logprobs),
                 finish_reason=choice.finish_reason,
                 seed=choice.seed,
+                truncated_tokens=choice.truncated_tokens,
             )
             for index, choice in sorted(choices.items())
         ],

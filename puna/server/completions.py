@@ -107,7 +107,7 @@ async def completion_chunks(
 def _opening(
     delta: Delta, prompt: Prompt, offsets: _Offsets, tokenizer: Tokenizer, shape: CompletionShape
 ) -> CompletionChoice | None:
-    """What comes before a choice's own text: the echoed prompt, and the prompt's log-probabilities."""
+    """What comes before a choice's own text: the echoed prompt, the prompt's log-probabilities, what was cut off it."""
     known = delta.prompt_logprobs
     logprobs = None
     if shape.echo and shape.logprobs is not None and known is not None:
@@ -117,10 +117,15 @@ def _opening(
     if shape.prompt_logprobs is not None and known is not None:
         kept = [None if p is None else PositionLogprobs(p.token, p.top[: shape.prompt_logprobs]) for p in known]
         scored = prompt_logprobs(tokenizer, kept)
-    if not shape.echo and scored is UNSET:
+    if not shape.echo and scored is UNSET and not prompt.truncated_tokens:
         return None
-    text = prompt.text if shape.echo else ""
-    return CompletionChoice(index=delta.index, text=text, logprobs=logprobs, prompt_logprobs=scored)
+    return CompletionChoice(
+        index=delta.index,
+        text=prompt.text if shape.echo else "",
+        logprobs=logprobs,
+        prompt_logprobs=scored,
+        truncated_tokens=prompt.truncated_tokens or UNSET,
+    )
 
 
 @dataclass
@@ -130,6 +135,7 @@ class _Choice:
     finish_reason: str | None = None
     seed: int | UnsetType = UNSET
     prompt_logprobs: Any = UNSET
+    truncated_tokens: int | UnsetType = UNSET
 
 
 async def whole_completion(chunks: AsyncIterator[Completion], count: UsageCount) -> Completion:
@@ -143,6 +149,7 @@ async def whole_completion(chunks: AsyncIterator[Completion], count: UsageCount)
             choice.logprobs = _joined(choice.logprobs, part.logprobs)
             choice.finish_reason = part.finish_reason or choice.finish_reason
             choice.seed = choice.seed if part.seed is UNSET else part.seed
+            choice.truncated_tokens = part.truncated_tokens or choice.truncated_tokens
             if part.prompt_logprobs is not UNSET:
                 choice.prompt_logprobs = part.prompt_logprobs
     assert last is not None, "an answer has at least a finish"
@@ -159,6 +166,7 @@ async def whole_completion(chunks: AsyncIterator[Completion], count: UsageCount)
                 finish_reason=choice.finish_reason,
                 seed=choice.seed,
                 prompt_logprobs=choice.prompt_logprobs,
+                truncated_tokens=choice.truncated_tokens,
             )
             for index, choice in sorted(choices.items())
         ],

@@ -42,9 +42,10 @@ def error_response(error: BaseException) -> Response:
 class StreamedAnswer(Response):
     """`chunks` as server-sent events. Closing the connection closes `chunks`, which aborts the request."""
 
-    def __init__(self, chunks: AsyncGenerator[Any]) -> None:
+    def __init__(self, chunks: AsyncGenerator[Any], further_headers: dict[str, str]) -> None:
         super().__init__()
         self.chunks = chunks
+        self.further_headers = further_headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await while_connected(receive, self._send(scope, receive, send))
@@ -56,7 +57,8 @@ class StreamedAnswer(Response):
             except Exception as error:
                 await error_response(error)(scope, receive, send)
                 return
-            await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+            further = [(name.encode(), value.encode()) for name, value in self.further_headers.items()]
+            await send({"type": "http.response.start", "status": 200, "headers": [*_STREAM_HEADERS, *further]})
             await _frame(send, first)
             try:
                 async for chunk in self.chunks:
@@ -77,9 +79,11 @@ class WholeAnswer(Response):
         self,
         chunks: AsyncGenerator[Any],
         collect: Callable[[AsyncGenerator[Any]], Awaitable[msgspec.Struct]],
+        further_headers: dict[str, str],
     ) -> None:
         super().__init__()
         self.chunks = chunks
+        self.further_headers = further_headers
         self.collect = collect
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -87,7 +91,7 @@ class WholeAnswer(Response):
 
     async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            response = json_response(await self.collect(self.chunks))
+            response = json_response(await self.collect(self.chunks), headers=self.further_headers)
         except Exception as error:
             response = error_response(error)
         finally:

@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from puna.engine.params import EngineRequest, SamplingParams
 from puna.engine.request import make_request
+from puna.engine.truncation import prompt_limit
 from puna.server.body import decode, read_body
 from puna.server.chat import chat_chunks, whole_chat
 from puna.server.completions import CompletionShape, completion_chunks, whole_completion
@@ -26,6 +27,8 @@ from puna.server.requests import ChatRequest, Common, CompletionRequest, refuse_
 from puna.server.sampling import chat_params, check_token_ids, completion_params, only_echo
 from puna.server.serving import Serving
 
+TRUNCATED_HEADER = "puna-truncated-tokens"
+
 
 async def chat_completions(serving: Serving, request: Request) -> Response:
     body = decode(await read_body(request, serving.max_body_bytes), ChatRequest)
@@ -35,7 +38,9 @@ async def chat_completions(serving: Serving, request: Request) -> Response:
     heading = _heading(serving, "chatcmpl")
 
     def prepare() -> tuple[Prompt, list[EngineRequest]]:
-        prompt = chat_prompt(serving.tokenizer, serving.template, body.messages, serving.context_tokens)
+        context = serving.context_tokens
+        limit = prompt_limit(params, context)
+        prompt = chat_prompt(serving.tokenizer, serving.template, body.messages, context, limit)
         return prompt, _engine_requests(serving, heading, body, [prompt], params)
 
     prompt, requests = await asyncio.to_thread(prepare)
@@ -46,13 +51,14 @@ async def chat_completions(serving: Serving, request: Request) -> Response:
         answer(serving.client, serving.tokenizer, requests),
         count,
         serving.tokenizer,
+        truncated_tokens=prompt.truncated_tokens,
         want_logprobs=bool(body.logprobs),
         include_usage=include_usage,
         continuous_usage=continuous,
     )
     if body.stream:
-        return StreamedAnswer(chunks)
-    return WholeAnswer(chunks, functools.partial(whole_chat, count=count))
+        return StreamedAnswer(chunks, _truncation([prompt]))
+    return WholeAnswer(chunks, functools.partial(whole_chat, count=count), _truncation([prompt]))
 
 
 async def completions(serving: Serving, request: Request) -> Response:
@@ -63,7 +69,8 @@ async def completions(serving: Serving, request: Request) -> Response:
     heading = _heading(serving, "cmpl")
 
     def prepare() -> tuple[list[Prompt], list[EngineRequest]]:
-        prompts = completion_prompts(serving.tokenizer, body.prompt, serving.context_tokens)
+        context = serving.context_tokens
+        prompts = completion_prompts(serving.tokenizer, body.prompt, context, prompt_limit(params, context))
         return prompts, _engine_requests(serving, heading, body, prompts, params)
 
     prompts, requests = await asyncio.to_thread(prepare)
@@ -80,8 +87,8 @@ async def completions(serving: Serving, request: Request) -> Response:
     deltas = answer(serving.client, serving.tokenizer, requests)
     chunks = completion_chunks(heading, prompts, params.n, deltas, count, serving.tokenizer, shape)
     if body.stream:
-        return StreamedAnswer(chunks)
-    return WholeAnswer(chunks, functools.partial(whole_completion, count=count))
+        return StreamedAnswer(chunks, _truncation(prompts))
+    return WholeAnswer(chunks, functools.partial(whole_completion, count=count), _truncation(prompts))
 
 
 def model_card(serving: Serving) -> dict[str, Any]:
@@ -96,6 +103,12 @@ def model_card(serving: Serving) -> dict[str, Any]:
 
 def _heading(serving: Serving, prefix: str) -> Heading:
     return Heading(f"{prefix}-{secrets.token_hex(12)}", int(time.time()), serving.name, serving.fingerprint)
+
+
+def _truncation(prompts: list[Prompt]) -> dict[str, str]:
+    """A header that says how many tokens were cut off the prompts, where any were."""
+    cut = sum(prompt.truncated_tokens for prompt in prompts)
+    return {TRUNCATED_HEADER: str(cut)} if cut else {}
 
 
 def _usage_wanted(body: Common) -> tuple[bool, bool]:

@@ -5,9 +5,12 @@ It knows the wire's shapes of a prompt and the model's tokenizer and chat templa
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from puna.engine.truncation import fit_conversation, last_tokens
 from puna.server.errors import RequestError
 
 if TYPE_CHECKING:
@@ -29,15 +32,22 @@ _EMPTY_MESSAGE_FIELDS: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class Prompt:
-    """`text` is what a client would call the prompt (for echo); `token_ids` is what the engine is given."""
+    """`text` is what a client would call the prompt (for echo); `token_ids` is what the engine is given, and
+    `truncated_tokens` says how many were cut."""
 
     text: str
     token_ids: list[int]
+    truncated_tokens: int = 0
 
 
 def chat_prompt(
-    tokenizer: Tokenizer, template: ChatTemplate | None, messages: list[dict[str, Any]], context_tokens: int
+    tokenizer: Tokenizer,
+    template: ChatTemplate | None,
+    messages: list[dict[str, Any]],
+    context_tokens: int,
+    limit: int | None,
 ) -> Prompt:
+    """`limit`: most tokens, to which a longer conversation is cut; None where it is to be refused."""
     if template is None:
         raise RequestError(
             "this model's file has no chat template; use /v1/completions, or a model that was tuned for chat",
@@ -48,13 +58,23 @@ def chat_prompt(
         raise RequestError("messages is empty; send at least one", param="messages")
     cleaned = [_message(index, message) for index, message in enumerate(messages)]
     text = template.render(cleaned, add_generation_prompt=True)
-    _check_length(tokenizer, text, context_tokens)
-    return Prompt(text, tokenizer.encode(text, add_special=False, parse_special=True))
+    if limit is None:
+        _check_length(tokenizer, text, context_tokens)
+        return Prompt(text, tokenizer.encode(text, add_special=False, parse_special=True))
+
+    def encode(of: Sequence[Mapping[str, Any]]) -> list[int]:
+        return tokenizer.encode(template.render(of, add_generation_prompt=True), add_special=False, parse_special=True)
+
+    return Prompt(text, *fit_conversation(cleaned, limit, encode, tokenizer))
 
 
-def completion_prompts(tokenizer: Tokenizer, prompt: str | list[Any], context_tokens: int) -> list[Prompt]:
-    """A string, a list of strings, token ids, or a list of lists of token ids. What cannot fit into the context is
-    refused as soon as that is known: encoding megabytes of text would take minutes."""
+def completion_prompts(
+    tokenizer: Tokenizer, prompt: str | list[Any], context_tokens: int, limit: int | None
+) -> list[Prompt]:
+    """A string, a list of strings, token ids, or a list of lists of token ids. Without a `limit` to cut it to, what
+    cannot fit into the context is refused as soon as that is known: encoding megabytes of text takes seconds."""
+    if limit is not None:
+        return [_cut(tokenizer, whole, limit) for whole in completion_prompts(tokenizer, prompt, sys.maxsize, None)]
     if isinstance(prompt, str):
         return [_text(tokenizer, prompt, context_tokens)]
     if not prompt:
@@ -73,6 +93,13 @@ def completion_prompts(tokenizer: Tokenizer, prompt: str | list[Any], context_to
     )
 
 
+def _cut(tokenizer: Tokenizer, whole: Prompt, limit: int) -> Prompt:
+    if len(whole.token_ids) <= limit:
+        return whole
+    kept = last_tokens(whole.token_ids, limit, tokenizer)
+    return Prompt(tokenizer.decode(kept, skip_special_tokens=False), kept, len(whole.token_ids) - len(kept))
+
+
 def check_context(prompts: list[Prompt], max_tokens: int | None, context_tokens: int) -> None:
     """RequestError, with the numbers, where a prompt and its answer cannot fit into the context."""
     for prompt in prompts:
@@ -82,7 +109,8 @@ def check_context(prompts: list[Prompt], max_tokens: int | None, context_tokens:
             asked = f"{max_tokens} tokens of answer" if max_tokens else "at least one token of answer"
             raise RequestError(
                 f"the context holds {context_tokens} tokens, but the prompt has {count} and you ask for {asked}; "
-                f"shorten the prompt{' or lower max_tokens' if max_tokens and count < context_tokens else ''}",
+                f"shorten the prompt{' or lower max_tokens' if max_tokens and count < context_tokens else ''}, or let "
+                "it be cut with truncate_prompt_tokens",
                 code="context_length_exceeded",
                 param="max_tokens" if max_tokens and count < context_tokens else "prompt",
             )
@@ -135,7 +163,8 @@ def _check_length(tokenizer: Tokenizer, text: str, context_tokens: int) -> None:
 
 def _too_long(context_tokens: int, count: str) -> RequestError:
     return RequestError(
-        f"the context holds {context_tokens} tokens, but the prompt has {count}; shorten the prompt",
+        f"the context holds {context_tokens} tokens, but the prompt has {count}; shorten the prompt, or let it be "
+        "cut with truncate_prompt_tokens",
         code="context_length_exceeded",
         param="prompt",
     )

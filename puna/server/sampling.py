@@ -33,6 +33,7 @@ _SAME = (
     "include_stop_str_in_output",
     "ignore_eos",
     "skip_special_tokens",
+    "truncate_prompt_tokens",
     "seed",
 )
 

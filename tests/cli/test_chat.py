@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -205,3 +206,28 @@ def test_ctrl_c_in_the_middle_of_a_command_keeps_the_conversation(terminal: Term
 def test_ctrl_d_leaves(terminal: Terminal) -> None:
     terminal.press_ctrl_d()
     assert terminal.exit_code() == 0
+
+
+def test_a_question_that_is_too_long_is_cut_where_that_is_asked_for_and_it_is_said(tiny_model: Path) -> None:
+    done = puna("chat", "z" * 500, *options(tiny_model), "--max-tokens", "8", "--truncate-prompt-tokens", "-1")
+    assert done.returncode == 0, done.stderr
+    said = next(line for line in done.stderr.splitlines() if "cut" in line)
+    assert re.search(r"\[cut: the model reads 2[34]\d of the prompt's 5\d\d tokens\]", said)
+    assert "cut: the model" not in done.stdout
+
+
+def test_a_conversation_goes_on_without_its_oldest_turns_where_that_is_asked_for(terminal: Terminal) -> None:
+    terminal.ask("/system be brief")
+    terminal.ask("z" * 180)
+    assert "/set truncate_prompt_tokens -1" in terminal.ask("x" * 100)
+    terminal.ask("/set truncate_prompt_tokens -1")
+    assert "[cut: the model reads" in terminal.ask("x" * 100)
+    assert "more are cut)" in terminal.ask("/tokens")
+    terminal.ask("/reset")
+    assert "[cut: the model" not in terminal.ask("hello")
+
+
+def test_an_answer_that_fills_the_context_says_that_this_ended_it(tiny_model: Path) -> None:
+    full = puna("chat", "z" * 200, *options(tiny_model), "--max-tokens", "1")
+    assert "[cut at the token limit]" in full.stderr
+    assert "[cut: the context of 256 tokens is full]" in puna("chat", "z" * 200, *options(tiny_model)).stderr

@@ -123,3 +123,24 @@ def test_ctrl_c_leaves_whole_records_only(patient_model: Path) -> None:
     assert [r["line"] for r in records((first + rest).decode())] == [1]
     assert b"interrupted" in marks
     assert b"Traceback" not in marks
+
+
+def test_prompts_that_are_too_long_are_cut_where_that_is_asked_for_and_each_record_says_so(tiny_model: Path) -> None:
+    lines = [
+        {"prompt": "z" * 400},
+        {"prompt": "hello"},
+        {"messages": [{"role": "user", "content": "z" * 400}]},
+        {"prompt_token_ids": [100] * 400, "truncate_prompt_tokens": 30},
+        {"prompt": "z" * 400, "truncate_prompt_tokens": None},
+    ]
+    given = "".join(json.dumps(line) + "\n" for line in lines)
+    done = puna("generate", "--jsonl", "-", *options(tiny_model), "--truncate-prompt-tokens", "-1", stdin=given)
+    long, short, chat, ids, refused = records(done.stdout)
+    assert (long["prompt_tokens"], long["truncated_tokens"]) == (250, 150)
+    assert long["prompt"] == "z" * 400
+    assert "truncated_tokens" not in short
+    assert chat["prompt_tokens"] <= 250
+    assert chat["truncated_tokens"] > 150
+    assert (ids["prompt_tokens"], ids["truncated_tokens"]) == (30, 370)
+    assert "truncate_prompt_tokens" in refused["error"]
+    assert "3 with a prompt that was cut" in done.stderr

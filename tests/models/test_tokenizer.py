@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import zlib
 from collections.abc import Callable
@@ -232,6 +233,28 @@ def test_every_cut_that_is_listed_can_be_built_and_loses_nothing(make: Callable[
     tokenizer = make(pre=pre, add_bos_token=False)
     for text in TEXTS:
         assert tokenizer.decode(tokenizer.encode(text), skip_special_tokens=False) == text
+
+
+@pytest.mark.parametrize("pre", ["tiny_aya", "afmoe", "superbpe"])
+@given(st.text("1234567890٣½a ", max_size=30))
+def test_numbers_are_cut_into_threes_from_the_right(pre: str, text: str) -> None:
+    """Of superbpe's, other numerals than digits stay with what precedes them."""
+    found = [text]
+    for pattern in PRE_TOKENIZERS[pre].patterns[: 2 if pre == "superbpe" else 1]:
+        found = [piece for part in found for piece, _ in Split(Regex(pattern), "isolated").pre_tokenize_str(part)]
+    digits = r"\d+" if pre == "superbpe" else r"[\d½]+"
+    ends = {0, len(text)} | {
+        m.end() - left for m in re.finditer(digits, text) for left in range(3, m.end() - m.start() + 1, 3)
+    }
+    ends |= {at for at in range(1, len(text)) if text[at - 1].isnumeric() != text[at].isnumeric()}
+    assert [len("".join(found[:count])) for count in range(len(found) + 1)] == sorted(ends) or not text
+
+
+@pytest.mark.parametrize("pre", ["tiny_aya", "afmoe", "superbpe"])
+def test_a_million_digits_are_cut_at_once(make: Callable[..., Tokenizer], pre: str) -> None:
+    """Steps that grow with the square of the length would take hours."""
+    tokenizer = make(pre=pre)
+    assert tokenizer.encode("7" * 1_000_000) == [*tokenizer.encode("7"), *tokenizer.encode("777") * 333_333]
 
 
 def test_the_tiny_vocabulary_has_room_for_special_tokens_bytes_and_merges() -> None:
