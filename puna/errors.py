@@ -46,3 +46,7 @@ class OverloadedError(PunaError):
 
 class EngineError(PunaError):
     """The engine process failed, or answered with something that is not in the protocol."""
+
+
+class CulpritError(PunaError):
+    """This very request ends engines, so it is not tried again."""

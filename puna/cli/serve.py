@@ -34,6 +34,10 @@ def serve(
         float,
         typer.Option("--drain", min=0, max=86400, help="Seconds that running answers have when the server stops."),
     ] = 5.0,
+    hang: Annotated[
+        float,
+        typer.Option("--hang", min=2, max=3600, help="Seconds without movement after which an engine is replaced."),
+    ] = 10.0,
     *,
     engine: options.EngineOptions,
     max_seqs: options.MaxSeqs = 64,
@@ -76,6 +80,7 @@ def serve(
         api_key=api_key,
         max_body_bytes=max_body_mb << 20,
         drain_s=drain,
+        hang_s=hang,
     )
     if api_key is None and host not in ("127.0.0.1", "::1", "localhost"):
         print(f"anyone who can reach {host} can use this server; --api-key sets a key", file=sys.stderr)

@@ -38,14 +38,18 @@ from puna.engine.params import EngineRequest, SampleUpdate
 from puna.engine.stats import EngineStats
 from puna.errors import EngineError, InputError, PunaError
 
-HANG_S = 30.0  # a running step in which no operator ended for so long is a hung one
-_LOOK_S = 0.5  # how often the progress counter is looked at
+UNHEALTHY_S = 1.5  # work that has not moved for so long is told by `health`
+_LOOK_S = 0.1  # how often the progress counter is looked at
 _EXIT_S = 5.0  # how long a process that was told to stop may take before it is killed
+
+
+class HeldError(EngineError):
+    """A request was taken out of the engine by `EngineClient.hold`, to go on later."""
 
 
 @dataclass(frozen=True)
 class EngineHealth:
-    """`alive`: the process runs, and is idle or moves. `stalled_s`: since when a running step has not moved."""
+    """`alive`: the process runs, and is idle or moves. `stalled_s`: since when work that is there has not moved."""
 
     alive: bool
     pid: int
@@ -61,19 +65,22 @@ class EngineHealth:
 
 @dataclass(eq=False)
 class _Stream:
-    """A live request: what arrived for it, and which samples still run."""
+    """A live request: what arrived for it, how many tokens in all, and which samples still run."""
 
     running: set[int]
     arrived: asyncio.Queue[SampleUpdate | PunaError] = field(default_factory=asyncio.Queue)
+    received: int = 0
 
     def put(self, update: SampleUpdate) -> None:
         if update.index in self.running:
+            self.received += len(update.token_ids)
             if update.finish_reason is not None:
                 self.running.discard(update.index)
             self.arrived.put_nowait(update)
 
     def put_token(self, request_id: str, index: int, token: int) -> None:
         if index in self.running:
+            self.received += 1
             self.arrived.put_nowait(SampleUpdate(request_id=request_id, index=index, token_ids=[token]))
 
 
@@ -92,6 +99,9 @@ class EngineClient:
         self._stats: EngineStats | None = None
         self._failure: EngineError | None = None
         self._closing = False
+        self.ended = asyncio.Event()  # set when the engine is gone, whatever became of it
+        self.alive_at_end: dict[str, int] = {}  # requests that it still drew for, and the tokens it had brought each
+        self.brought_tokens = False
         self._moved = (-1, time.monotonic())  # the progress counter, and when it last moved
         self._decoder: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
 
@@ -110,7 +120,7 @@ class EngineClient:
             if not isinstance(first, Ready):
                 raise EngineError(await client._obituary("while it loaded the model"))
         except BaseException:
-            process.kill()
+            client._end_now()
             raise
         client.info = first.info
         client._tasks = [asyncio.create_task(client._dispatch()), asyncio.create_task(client._watch())]
@@ -126,7 +136,7 @@ class EngineClient:
         if request.request_id in self._streams:
             raise InputError(f"request_id {request.request_id!r} is in use; give every request its own")
         message = frame(request)
-        stream = self._streams[request.request_id] = _Stream(set(range(request.params.n)))
+        stream = self._streams[request.request_id] = _Stream(set(range(request.params.n)) - set(request.done))
         open_samples = set(stream.running)
         try:
             self._writer.write(message)
@@ -158,14 +168,40 @@ class EngineClient:
         self._write(Abort(request_id, index))
         await self._drain()
 
+    def hold(self, request_id: str) -> None:
+        """Takes a request out of the engine. Its stream raises HeldError behind what has arrived for it."""
+        stream = self._streams.get(request_id)
+        if stream is not None and stream.running:
+            stream.running.clear()
+            stream.arrived.put_nowait(HeldError("the request waits until others have been tried"))
+            self._write(Abort(request_id))
+
+    async def wait_exit(self) -> str:
+        """How the process ended, once `ended` is set; one that does not end by itself is killed."""
+        return describe_exit(await asyncio.to_thread(self._process.end, _EXIT_S))
+
+    def received(self, request_id: str) -> int:
+        """Tokens that arrived for a live request, whether its reader has taken them or not."""
+        stream = self._streams.get(request_id)
+        return 0 if stream is None else stream.received
+
+    def runs(self, request_id: str) -> bool:
+        """Whether the engine still draws for a request."""
+        stream = self._streams.get(request_id)
+        return stream is not None and bool(stream.running)
+
+    def kill(self) -> None:
+        """Ends the process as it stands. Its streams raise EngineError."""
+        self._process.child.kill()
+
     def health(self) -> EngineHealth:
         """The truth about the engine at this moment."""
         exit_code, board = self._process.exit_code(), self._process.board
         self._look()
         now = time.monotonic()
-        stalled_s = now - self._moved[1] if board.in_step else 0.0
+        stalled_s = now - self._moved[1]
         return EngineHealth(
-            alive=exit_code is None and self._failure is None and stalled_s < HANG_S,
+            alive=exit_code is None and self._failure is None and stalled_s < UNHEALTHY_S,
             pid=self._process.pid,
             exit_code=exit_code,
             progress=self._moved[0],
@@ -211,7 +247,7 @@ class EngineClient:
                         self._hand_out(message)
                     except ValueError:
                         self._fail(EngineError("the engine's tokens do not fit its roster; it was ended"))
-                        self._process.kill()
+                        self._end_now()
                         return
                 case Refused():
                     if (stream := self._streams.get(message.request_id)) is not None:
@@ -222,13 +258,14 @@ class EngineClient:
                     return
                 case _:
                     self._fail(EngineError(f"the engine sent {type(message).__name__} out of turn; it was ended"))
-                    self._process.kill()
+                    self._end_now()
                     return
 
     def _hand_out(self, message: Stepped) -> None:
         """ValueError where there are tokens for more or fewer samples than the roster has."""
         if message.stats is not None:
             self._stats = message.stats
+        self.brought_tokens |= bool(message.tokens or message.updates)
         if message.roster is not None:
             self._roster = [(self._streams.get(request_id), request_id, i) for request_id, i in message.roster]
         owners = self._roster if message.tokens else []
@@ -246,7 +283,8 @@ class EngineClient:
 
     def _look(self) -> None:
         board = self._process.board
-        if (progress := board.operators + board.steps) != self._moved[0] or not board.in_step:
+        is_working = board.in_step or any(stream.running for stream in self._streams.values())
+        if (progress := board.operators + board.steps) != self._moved[0] or not is_working:
             self._moved = (progress, time.monotonic())
 
     async def _receive(self) -> FromEngine | None:
@@ -258,7 +296,7 @@ class EngineClient:
         except (asyncio.IncompleteReadError, OSError):
             return None
         except (msgspec.MsgspecError, InputError) as error:
-            self._process.kill()
+            self._end_now()
             raise EngineError(f"the engine's message was not understood ({error}); it was ended") from error
 
     async def _obituary(self, when: str) -> str:
@@ -268,10 +306,21 @@ class EngineClient:
     def _fail(self, error: EngineError) -> None:
         if self._failure is None:
             self._failure = error
+            self.alive_at_end = {name: stream.received for name, stream in self._streams.items() if stream.running}
+        self.ended.set()
         for stream in self._streams.values():
             if stream.running:
                 stream.running.clear()
                 stream.arrived.put_nowait(self._failure)
+
+    def _let_go(self) -> None:
+        """Takes the socket from the event loop before it is closed: its number may soon be another socket's."""
+        if (writer := getattr(self, "_writer", None)) is not None:
+            writer.transport.abort()
+
+    def _end_now(self) -> None:
+        self._let_go()
+        self._process.kill()
 
     def _check_alive(self) -> None:
         if self._failure is not None:

@@ -79,7 +79,7 @@ class Engine:
         live = LiveRequest(request)
         try:
             for stream in self._maker.first_streams(request, now):
-                self.scheduler.add(stream.sequence, now)
+                self.scheduler.add(stream.sequence, now, admitted=request.admitted)
                 live.streams.append(stream)
         except Exception:
             for stream in live.streams:

@@ -120,6 +120,11 @@ def _check_delivered(request: EngineRequest, limits: DoorLimits) -> None:
         raise InputError(
             f"delivered has {len(request.delivered)} samples, but n is {request.params.n}", param="delivered"
         )
+    if any(not 0 <= index < request.params.n for index in request.done) or len(set(request.done)) >= request.params.n:
+        raise InputError(
+            f"done names samples {request.done[:10]}, but n is {request.params.n}, and one has to be left to draw",
+            param="done",
+        )
     room = room_for_output(request, limits)
     for index, tokens in enumerate(request.delivered):
         _check_ids("delivered", tokens, limits)

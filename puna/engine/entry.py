@@ -29,10 +29,14 @@ class StreamMaker:
             Sample(request.request_id, i, compile_recipe(p, i, prompt_len, request.eos_token_ids, request.bad_word_ids))
             for i in range(p.n)
         ]
-        if any(request.delivered):
+        if any(request.delivered) or request.done:
             missing: list[list[int]] = [[]] * (p.n - len(request.delivered))
             resumed = zip(samples, [*request.delivered, *missing], strict=True)
-            return [self._resumed(request, sample, tokens, arrival) for sample, tokens in resumed]
+            return [
+                self._resumed(request, sample, tokens, arrival)
+                for sample, tokens in resumed
+                if sample.index not in request.done
+            ]
         stream = Stream(self._sequence(request, [], p.n, arrival), samples)
         if p.prompt_logprobs is not None:
             stream.scores = PromptScores(request.prompt_token_ids, p.prompt_logprobs)

@@ -155,9 +155,10 @@ class PositionLogprobs(msgspec.Struct, frozen=True, array_like=True):
 class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """What the client sends. `params.seed` is always set (drawn by the client where the user gave none).
 
-    `delivered[i]`: tokens of sample i that the client already has; generation goes on behind them (resuming after an
-    engine died). `eos_token_ids` end a sample unless `params.ignore_eos`. `bad_word_ids`: each bad word as the token
-    sequences that spell it.
+    `eos_token_ids` end a sample unless `params.ignore_eos`. `bad_word_ids`: each bad word as the token sequences that
+    spell it. The last three are for going on after an engine died. `delivered[i]`: tokens of sample i that the client
+    already has, behind which generation goes on. `done`: samples that ended before and are not drawn again. `admitted`:
+    an engine took it before, so that the queue takes it however full it is.
     """
 
     request_id: str
@@ -169,6 +170,8 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     cache_salt: str = ""
     tenant: str = ""
     delivered: list[list[int]] = []
+    done: list[int] = []
+    admitted: bool = False
 
 
 class SampleUpdate(msgspec.Struct, frozen=True, kw_only=True):

@@ -41,14 +41,15 @@ class Scheduler:
 
     # --- arrivals and exits ---
 
-    def add(self, sequence: Sequence, now: float) -> None:
-        """Puts a new sequence into the queue.
+    def add(self, sequence: Sequence, now: float, *, admitted: bool = False) -> None:
+        """Puts a new sequence into the queue. `admitted`: it was in one before, and is taken however full this one is.
 
         Raises InputError or MemoryBudgetError if it could not run even alone, OverloadedError while the queue is full.
         """
         self._check_new(sequence)
         check_fits(sequence, self.config)
-        self._limits.check(sequence, len(self._waiting), self._population.waiting_tokens)
+        if not admitted:
+            self._limits.check(sequence, len(self._waiting), self._population.waiting_tokens)
         self._population.queue(sequence)
         self.policy.on_arrival(sequence, now)
 

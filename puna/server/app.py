@@ -15,7 +15,7 @@ from puna.errors import PunaError
 from puna.server.delivery import error_response, json_response
 from puna.server.endpoints import chat_completions, completions, model_card
 from puna.server.errors import RequestError
-from puna.server.health import health_response
+from puna.server.health import health_response, ready_response
 from puna.server.serving import Serving
 
 
@@ -46,6 +46,10 @@ def make_app(serving: Serving) -> FastAPI:
     @app.api_route("/health", methods=["GET", "HEAD"])
     async def health() -> Response:
         return health_response(serving)
+
+    @app.api_route("/ready", methods=["GET", "HEAD"])
+    async def ready() -> Response:
+        return ready_response(serving)
 
     @app.api_route("/version", methods=["GET", "HEAD"])
     async def version() -> Response:

@@ -21,7 +21,7 @@ from puna.errors import EngineError
 from puna.server.answers import PromptTokensDetails, Usage
 
 if TYPE_CHECKING:
-    from puna.engine.client import EngineClient
+    from puna.engine.supervisor import Supervisor
     from puna.models.tokenizer import Tokenizer
 
 QUEUED_DELTAS = 64
@@ -84,7 +84,7 @@ class UsageCount:
         )
 
 
-async def answer(client: EngineClient, tokenizer: Tokenizer, requests: list[EngineRequest]) -> AsyncGenerator[Delta]:
+async def answer(client: Supervisor, tokenizer: Tokenizer, requests: list[EngineRequest]) -> AsyncGenerator[Delta]:
     """Deltas of all requests as they come; one request a prompt, all with the same n."""
     if len(requests) == 1:
         async with aclosing(_one(client, tokenizer, requests[0], 0)) as deltas:
@@ -120,7 +120,7 @@ async def answer(client: EngineClient, tokenizer: Tokenizer, requests: list[Engi
 
 
 async def _one(
-    client: EngineClient, tokenizer: Tokenizer, request: EngineRequest, first_index: int
+    client: Supervisor, tokenizer: Tokenizer, request: EngineRequest, first_index: int
 ) -> AsyncGenerator[Delta]:
     params = request.params
     texts = [_sample_text(tokenizer, request.prompt_token_ids, params) for _ in range(params.n)]

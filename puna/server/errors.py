@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import msgspec
 
 from puna.errors import (
+    CulpritError,
     EngineError,
     InputError,
     MemoryBudgetError,
@@ -85,6 +86,8 @@ def _classify(error: BaseException) -> tuple[int, str, str | None]:
             return 404, "invalid_request_error", "model_not_found"
         case OverloadedError():
             return 429, "overloaded_error", "overloaded"
+        case CulpritError():
+            return 500, "server_error", "request_ends_engine"
         case EngineError():
             return 503, "server_error", "engine_failed"
         case ModelFileError():

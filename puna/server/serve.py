@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import uvicorn
 
-from puna.engine.client import EngineClient
 from puna.engine.config import EngineConfig
 from puna.engine.prompts import chat_template
+from puna.engine.supervisor import HANG_S, Supervisor
 from puna.errors import InputError, PunaError
 from puna.models.load import load_model
 from puna.server.app import make_app
@@ -37,6 +37,7 @@ class ServeOptions:
     api_key: str | None = None
     max_body_bytes: int = 16 << 20
     drain_s: float = 5.0
+    hang_s: float = HANG_S
 
 
 class PortError(PunaError):
@@ -100,7 +101,7 @@ def run(config: EngineConfig, options: ServeOptions, announce: Callable[[str], N
 async def _serve(
     config: EngineConfig, options: ServeOptions, bound: socket.socket, announce: Callable[[str], None]
 ) -> None:
-    client = await EngineClient.start(config)
+    client = await Supervisor.start(config, hang_s=options.hang_s)
     try:
         info = client.info
         model = await asyncio.to_thread(load_model, info.model_path)

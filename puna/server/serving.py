@@ -15,7 +15,7 @@ from starlette.requests import Request
 from puna.server.errors import RequestError
 
 if TYPE_CHECKING:
-    from puna.engine.client import EngineClient
+    from puna.engine.supervisor import Supervisor
     from puna.models.template import ChatTemplate
     from puna.models.tokenizer import Tokenizer
 
@@ -29,7 +29,7 @@ class Serving:
     names: tuple[str, ...]
     tokenizer: Tokenizer
     template: ChatTemplate | None
-    client: EngineClient
+    client: Supervisor
     context_tokens: int
     fingerprint: str
     api_key: str | None

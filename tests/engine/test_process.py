@@ -181,7 +181,7 @@ def test_an_engine_that_is_killed_ends_every_stream_with_its_exit_code(make_conf
 def test_health_counts_steps_and_tells_a_stopped_engine_from_a_working_one(
     make_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("puna.engine.client.HANG_S", 0.4)
+    monkeypatch.setattr("puna.engine.client.UNHEALTHY_S", 0.4)
 
     async def scenario(client: EngineClient) -> None:
         idle = client.health()

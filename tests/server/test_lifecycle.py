@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import os
 import signal
 import socket
 import subprocess
@@ -132,24 +131,6 @@ def test_a_full_queue_is_a_429_that_says_when_to_come_back(patient_model: Path) 
         assert all(int(error.response.headers["retry-after"]) >= 1 for error in refused)
     finally:
         small.kill()
-
-
-def test_an_engine_that_dies_is_told_to_streams_to_new_requests_and_by_health(own_server: ServerProcess) -> None:
-    engine = own_server.engine_pid
-    with openai.OpenAI(base_url=f"{own_server.url}/v1", api_key="x", max_retries=0) as client:
-        stream = client.chat.completions.create(
-            model="tiny", messages=LONG["messages"], max_tokens=16000, stream=True, extra_body={"ignore_eos": True}
-        )
-        next(iter(stream))
-        os.kill(engine, signal.SIGKILL)
-        with pytest.raises(openai.APIError):
-            list(stream)
-        with pytest.raises(openai.InternalServerError) as caught:
-            client.completions.create(model="tiny", prompt="hi")
-        assert caught.value.status_code == 503
-    response = httpx.get(f"{own_server.url}/health")
-    assert response.status_code == 503
-    assert response.json()["status"] != "ok"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
