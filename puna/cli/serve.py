@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from contextlib import ExitStack
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -38,6 +38,13 @@ def serve(
         float,
         typer.Option("--hang", min=2, max=3600, help="Seconds without movement after which an engine is replaced."),
     ] = 10.0,
+    dialect: Annotated[
+        Literal["openai", "vllm", "llamacpp"],
+        typer.Option("--dialect", help="Whose shapes to follow where servers of this API contradict each other."),
+    ] = "openai",
+    strict: Annotated[
+        bool, typer.Option(help="Refuse unknown parameters, instead of naming them in the header puna-ignored.")
+    ] = False,
     *,
     engine: options.EngineOptions,
     max_seqs: options.MaxSeqs = 64,
@@ -81,6 +88,8 @@ def serve(
         max_body_bytes=max_body_mb << 20,
         drain_s=drain,
         hang_s=hang,
+        dialect=dialect,
+        strict=strict,
     )
     if api_key is None and host not in ("127.0.0.1", "::1", "localhost"):
         print(f"anyone who can reach {host} can use this server; --api-key sets a key", file=sys.stderr)

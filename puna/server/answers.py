@@ -9,6 +9,8 @@ from typing import Any
 
 import msgspec
 
+PromptLogprobs = list[dict[str, dict[str, Any]] | None]
+
 
 class PromptTokensDetails(msgspec.Struct, frozen=True):
     cached_tokens: int
@@ -41,7 +43,7 @@ class ChatLogprobs(msgspec.Struct, frozen=True):
 
 class ChatDelta(msgspec.Struct, frozen=True, omit_defaults=True):
     role: str | None = None
-    content: str | None = None
+    content: str | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class ChatChunkChoice(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +51,8 @@ class ChatChunkChoice(msgspec.Struct, frozen=True, kw_only=True):
     delta: ChatDelta
     logprobs: ChatLogprobs | None = None
     finish_reason: str | None = None
+    stop_reason: str | int | msgspec.UnsetType = msgspec.UNSET  # with the finish, where there is one
+    token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
     seed: int | msgspec.UnsetType = msgspec.UNSET  # with the role
     truncated_tokens: int | msgspec.UnsetType = msgspec.UNSET  # with the role, where the prompt was cut
 
@@ -61,6 +65,8 @@ class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
     system_fingerprint: str
     choices: list[ChatChunkChoice]
     usage: Usage | msgspec.UnsetType | None = msgspec.UNSET
+    prompt_token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET  # in the first chunk
+    prompt_logprobs: PromptLogprobs | msgspec.UnsetType = msgspec.UNSET  # in the first chunk
 
 
 class ChatMessage(msgspec.Struct, frozen=True):
@@ -74,6 +80,8 @@ class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
     message: ChatMessage
     logprobs: ChatLogprobs | None
     finish_reason: str
+    stop_reason: str | int | msgspec.UnsetType = msgspec.UNSET
+    token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
     seed: int | msgspec.UnsetType = msgspec.UNSET
     truncated_tokens: int | msgspec.UnsetType = msgspec.UNSET
 
@@ -86,6 +94,8 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     system_fingerprint: str
     choices: list[ChatChoice]
     usage: Usage
+    prompt_token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+    prompt_logprobs: PromptLogprobs | msgspec.UnsetType = msgspec.UNSET
 
 
 class CompletionLogprobs(msgspec.Struct, frozen=True):
@@ -102,9 +112,12 @@ class CompletionChoice(msgspec.Struct, frozen=True, kw_only=True):
     text: str
     logprobs: CompletionLogprobs | None = None
     finish_reason: str | None = None
+    stop_reason: str | int | msgspec.UnsetType = msgspec.UNSET  # with the finish, where there is one
+    token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+    prompt_token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET  # in the first chunk
     seed: int | msgspec.UnsetType = msgspec.UNSET  # with the first text
     truncated_tokens: int | msgspec.UnsetType = msgspec.UNSET  # in the first chunk, where the prompt was cut
-    prompt_logprobs: list[dict[str, dict[str, Any]] | None] | msgspec.UnsetType = msgspec.UNSET
+    prompt_logprobs: PromptLogprobs | msgspec.UnsetType = msgspec.UNSET
 
 
 class Completion(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,7 +16,9 @@ from puna.server.delivery import error_response, json_response
 from puna.server.endpoints import chat_completions, completions, model_card
 from puna.server.errors import RequestError
 from puna.server.health import health_response, ready_response
+from puna.server.ignored import IgnoredNames
 from puna.server.serving import Serving
+from puna.server.tokens import token_routes
 
 
 def make_app(serving: Serving) -> FastAPI:
@@ -55,19 +57,26 @@ def make_app(serving: Serving) -> FastAPI:
     async def version() -> Response:
         return json_response({"version": puna.__version__})
 
-    app.add_exception_handler(PunaError, _answer_error)
-    app.add_exception_handler(HTTPException, _answer_http_exception)
+    app.include_router(token_routes(serving))
+
+    async def answer_error(_: Request, error: Exception) -> Response:
+        return error_response(error, serving.dialect.error)
+
+    async def answer_http_exception(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        response = error_response(_described(request, error), serving.dialect.error)
+        response.headers.update(error.headers or {})
+        return response
+
+    app.add_exception_handler(PunaError, answer_error)
+    app.add_exception_handler(HTTPException, answer_http_exception)
     app.add_exception_handler(ClientDisconnect, _answer_nobody)
-    app.add_exception_handler(Exception, _answer_error)
+    app.add_exception_handler(Exception, answer_error)
+    app.add_middleware(IgnoredNames)
     return app
 
 
-async def _answer_error(_: Request, error: Exception) -> Response:
-    return error_response(error)
-
-
-async def _answer_http_exception(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
+def _described(request: Request, error: HTTPException) -> RequestError:
     what = f"{request.method} {request.url.path[:200]}"
     if error.status_code == 404:
         message = f"there is no {what}; this server answers /v1/chat/completions, /v1/completions, /v1/models, /health"
@@ -76,9 +85,7 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
         message = f"{what} is not allowed; use {allowed}"
     else:
         message = str(error.detail)
-    response = error_response(RequestError(message, status=error.status_code))
-    response.headers.update(error.headers or {})
-    return response
+    return RequestError(message, status=error.status_code)
 
 
 async def _answer_nobody(_: Request, __: Exception) -> Response:

@@ -1,26 +1,42 @@
 """From the bytes of an HTTP request to a typed request: content type, size, JSON, field names, types.
 
-It knows how decoding fails and says so in words; it knows nothing of what the fields mean.
+It knows how decoding fails and says so in words; it knows nothing of what the fields mean. Names that the type does not
+have are `Ignored`'s.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import msgspec
 from starlette.requests import Request
 
 from puna.server.errors import RequestError
+from puna.server.ignored import Ignored, ignored_by, unknown_names
 
 T = TypeVar("T")
 
 BODY_S = 60
 
-_UNKNOWN = re.compile(r"unknown field `(?P<name>.*)`", re.DOTALL)
 _WHERE = re.compile(r"(?:`key` in )?`(?P<path>\$[^`]*)`$")
 _REQUIRED = re.compile(r"missing required field `(?P<name>[^`]*)`")
+
+
+async def read(request: Request, kind: type[T], limit_bytes: int, *, strict: bool) -> tuple[T, Ignored]:
+    """The request's body as `kind`, and the account of its names that are left out, which starts with those that `kind`
+    does not have. RequestError for a body that is no such thing and, in strict mode, for a name that is not known."""
+    body = await read_body(request, limit_bytes)
+    value = decode(body, kind)
+    ignored = ignored_by(request, strict=strict)
+    with _refusals():
+        unknown = unknown_names(body, kind)
+    for name in unknown:
+        ignored.note(name)
+    return value, ignored
 
 
 async def read_body(request: Request, limit_bytes: int) -> bytes:
@@ -51,8 +67,14 @@ async def read_body(request: Request, limit_bytes: int) -> bytes:
 
 def decode(body: bytes, kind: type[T]) -> T:
     """Decodes JSON into `kind`; RequestError names the field and what it takes."""
-    try:
+    with _refusals():
         return msgspec.json.decode(body, type=kind)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    try:
+        yield
     except msgspec.ValidationError as error:
         raise _invalid(str(error)) from None
     except RecursionError:
@@ -64,16 +86,8 @@ def decode(body: bytes, kind: type[T]) -> T:
 
 
 def _invalid(message: str) -> RequestError:
-    unknown = _UNKNOWN.search(message)
     where = _WHERE.search(message)
     path = where["path"].removeprefix("$").removeprefix(".") if where else ""
-    if unknown:
-        name = f"{path}.{unknown['name']}" if path else unknown["name"]
-        return RequestError(
-            f"unknown parameter {name[:200]!r}; docs/server.md lists those that this server takes",
-            code="unknown_parameter",
-            param=name[:200],
-        )
     missing = _REQUIRED.search(message)
     if missing:
         name = f"{path}.{missing['name']}" if path else missing["name"]

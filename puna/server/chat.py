@@ -5,7 +5,7 @@ It knows OpenAI's order of chunks (a role, text, one finish a choice, usage); it
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -21,34 +21,49 @@ from puna.server.answers import (
     ChatLogprob,
     ChatLogprobs,
     ChatMessage,
+    PromptLogprobs,
     Usage,
 )
-from puna.server.deltas import Delta, Heading, UsageCount, known_seed
-from puna.server.logprobs import chat_logprobs
+from puna.server.deltas import Delta, Heading, UsageCount, known_seed, known_stop
+from puna.server.dialect import Dialect
+from puna.server.logprobs import chat_logprobs, prompt_logprobs
+from puna.server.prompts import Prompt
 
 if TYPE_CHECKING:
     from puna.models.tokenizer import Tokenizer
 
 
+@dataclass(frozen=True, kw_only=True)
+class ChatShape:
+    """What a client wants to see."""
+
+    dialect: Dialect
+    logprobs: bool
+    prompt_logprobs: bool
+    token_ids: bool
+    include_usage: bool
+    continuous_usage: bool
+
+
 async def chat_chunks(
     heading: Heading,
+    prompt: Prompt,
     deltas: AsyncGenerator[Delta],
     count: UsageCount,
     tokenizer: Tokenizer,
-    *,
-    truncated_tokens: int,
-    want_logprobs: bool,
-    include_usage: bool,
-    continuous_usage: bool = False,
+    shape: ChatShape,
 ) -> AsyncGenerator[ChatChunk]:
     """Chunks in order of arrival. Choices of n > 1 interleave; each begins with its role, and with what was cut off the
-    prompt, and ends with its finish."""
+    prompt, and ends with its finish. What is said of the prompt comes with the very first."""
     begun: set[int] = set()
 
-    def chunk(choices: list[ChatChunkChoice], usage: Usage | None = None) -> ChatChunk:
+    def chunk(choices: list[ChatChunkChoice], usage: Usage | None = None, first: Delta | None = None) -> ChatChunk:
         sent: Usage | UnsetType | None = UNSET
-        if include_usage:
-            sent = count.usage() if continuous_usage else usage
+        if shape.include_usage:
+            sent = count.usage() if shape.continuous_usage else usage
+        scored: PromptLogprobs | UnsetType = UNSET
+        if first is not None and shape.prompt_logprobs and first.prompt_logprobs is not None:
+            scored = prompt_logprobs(tokenizer, first.prompt_logprobs)
         return ChatChunk(
             id=heading.id,
             created=heading.created,
@@ -56,26 +71,46 @@ async def chat_chunks(
             system_fingerprint=heading.fingerprint,
             choices=choices,
             usage=sent,
+            prompt_token_ids=prompt.token_ids if first is not None and shape.token_ids else UNSET,
+            prompt_logprobs=scored,
         )
 
     async with aclosing(deltas):
         async for delta in deltas:
             count.add(delta)
             if delta.index not in begun:
-                begun.add(delta.index)
-                role = ChatDelta(role="assistant", content="")
-                cut = truncated_tokens or UNSET
+                role = ChatDelta(role="assistant", content=None if shape.dialect.null_opening else "")
+                cut = prompt.truncated_tokens or UNSET
                 opening = ChatChunkChoice(index=delta.index, delta=role, seed=known_seed(delta), truncated_tokens=cut)
-                yield chunk([opening])
-            logprobs = chat_logprobs(tokenizer, delta.logprobs) if want_logprobs and delta.logprobs else None
-            if delta.text or logprobs:
-                text = ChatDelta(content=delta.text)
-                yield chunk([ChatChunkChoice(index=delta.index, delta=text, logprobs=logprobs)])
-            if delta.finish_reason:
-                end = ChatChunkChoice(index=delta.index, delta=ChatDelta(), finish_reason=delta.finish_reason)
-                yield chunk([end])
-    if include_usage:
+                yield chunk([opening], first=None if begun else delta)
+                begun.add(delta.index)
+            for choice in _news(delta, tokenizer, shape):
+                yield chunk([choice])
+    if shape.include_usage:
         yield chunk([], count.usage())
+
+
+def _news(delta: Delta, tokenizer: Tokenizer, shape: ChatShape) -> Iterator[ChatChunkChoice]:
+    """Text and then the finish, or both in one, as the dialect has it."""
+    logprobs = chat_logprobs(tokenizer, delta.logprobs) if shape.logprobs and delta.logprobs else None
+    token_ids = delta.token_ids if shape.token_ids and delta.token_ids else UNSET
+    text = ChatDelta(content=delta.text)
+    if delta.finish_reason and shape.dialect.finish_with_text:
+        yield ChatChunkChoice(
+            index=delta.index,
+            delta=text,
+            logprobs=logprobs,
+            finish_reason=delta.finish_reason,
+            stop_reason=known_stop(delta),
+            token_ids=token_ids,
+        )
+        return
+    if delta.text or logprobs or token_ids is not UNSET:
+        yield ChatChunkChoice(index=delta.index, delta=text, logprobs=logprobs, token_ids=token_ids)
+    if delta.finish_reason:
+        yield ChatChunkChoice(
+            index=delta.index, delta=ChatDelta(), finish_reason=delta.finish_reason, stop_reason=known_stop(delta)
+        )
 
 
 @dataclass
@@ -83,6 +118,8 @@ class _Choice:
     text: list[str] = field(default_factory=list)
     logprobs: list[ChatLogprob] | None = None
     finish_reason: str = "stop"
+    stop_reason: str | int | UnsetType = UNSET
+    token_ids: list[int] | UnsetType = UNSET
     seed: int | UnsetType = UNSET
     truncated_tokens: int | UnsetType = UNSET
 
@@ -90,9 +127,10 @@ class _Choice:
 async def whole_chat(chunks: AsyncIterator[ChatChunk], count: UsageCount) -> ChatCompletion:
     """The body that says what the stream would have said."""
     choices: dict[int, _Choice] = {}
-    last: ChatChunk | None = None
-    async for last in chunks:
-        for part in last.choices:
+    first: ChatChunk | None = None
+    async for chunk in chunks:
+        first = first or chunk
+        for part in chunk.choices:
             choice = choices.setdefault(part.index, _Choice())
             choice.text.append(part.delta.content or "")
             if part.logprobs is not None:
@@ -100,22 +138,29 @@ async def whole_chat(chunks: AsyncIterator[ChatChunk], count: UsageCount) -> Cha
             choice.seed = choice.seed if part.seed is UNSET else part.seed
             choice.truncated_tokens = part.truncated_tokens or choice.truncated_tokens
             choice.finish_reason = part.finish_reason or choice.finish_reason
-    assert last is not None, "an answer has at least a role and a finish"
+            choice.stop_reason = choice.stop_reason if part.stop_reason is UNSET else part.stop_reason
+            if part.token_ids is not UNSET:
+                choice.token_ids = [*(choice.token_ids or ()), *part.token_ids]
+    assert first is not None, "an answer has at least a role and a finish"
     return ChatCompletion(
-        id=last.id,
-        created=last.created,
-        model=last.model,
-        system_fingerprint=last.system_fingerprint,
+        id=first.id,
+        created=first.created,
+        model=first.model,
+        system_fingerprint=first.system_fingerprint,
         choices=[
             ChatChoice(
                 index=index,
                 message=ChatMessage("".join(choice.text)),
                 logprobs=None if choice.logprobs is None else ChatLogprobs(choice.logprobs),
                 finish_reason=choice.finish_reason,
+                stop_reason=choice.stop_reason,
+                token_ids=choice.token_ids,
                 seed=choice.seed,
                 truncated_tokens=choice.truncated_tokens,
             )
             for index, choice in sorted(choices.items())
         ],
         usage=count.usage(),
+        prompt_token_ids=first.prompt_token_ids,
+        prompt_logprobs=first.prompt_logprobs,
     )

@@ -14,7 +14,7 @@ from msgspec import UNSET, UnsetType
 
 from puna.engine.params import PositionLogprobs
 from puna.server.answers import Completion, CompletionChoice, CompletionLogprobs, Usage
-from puna.server.deltas import Delta, Heading, UsageCount, known_seed
+from puna.server.deltas import Delta, Heading, UsageCount, known_seed, known_stop
 from puna.server.logprobs import completion_logprobs, prompt_logprobs
 from puna.server.prompts import Prompt
 
@@ -31,6 +31,7 @@ class CompletionShape:
     only_echo: bool  # max_tokens was 0: the token that was drawn is dropped
     logprobs: int | None
     prompt_logprobs: int | None
+    token_ids: bool
     include_usage: bool
     continuous_usage: bool = False
 
@@ -91,12 +92,15 @@ async def completion_chunks(
                 places = offsets[delta.index].of(delta.token_ids)
                 positions: list[PositionLogprobs | None] = list(delta.logprobs)
                 logprobs = completion_logprobs(tokenizer, delta.token_ids, positions, places)
-            if delta.text or logprobs or delta.finish_reason or delta.seed is not None:
+            token_ids = delta.token_ids if shape.token_ids else UNSET
+            if delta.text or logprobs or delta.finish_reason or delta.seed is not None or token_ids:
                 news = CompletionChoice(
                     index=delta.index,
                     text=delta.text,
                     logprobs=logprobs,
                     finish_reason=delta.finish_reason,
+                    stop_reason=known_stop(delta),
+                    token_ids=token_ids,
                     seed=known_seed(delta),
                 )
                 yield chunk([news])
@@ -117,13 +121,14 @@ def _opening(
     if shape.prompt_logprobs is not None and known is not None:
         kept = [None if p is None else PositionLogprobs(p.token, p.top[: shape.prompt_logprobs]) for p in known]
         scored = prompt_logprobs(tokenizer, kept)
-    if not shape.echo and scored is UNSET and not prompt.truncated_tokens:
+    if not (shape.echo or shape.token_ids or prompt.truncated_tokens) and scored is UNSET:
         return None
     return CompletionChoice(
         index=delta.index,
         text=prompt.text if shape.echo else "",
         logprobs=logprobs,
         prompt_logprobs=scored,
+        prompt_token_ids=prompt.token_ids if shape.token_ids else UNSET,
         truncated_tokens=prompt.truncated_tokens or UNSET,
     )
 
@@ -133,6 +138,9 @@ class _Choice:
     text: list[str] = field(default_factory=list)
     logprobs: CompletionLogprobs | None = None
     finish_reason: str | None = None
+    stop_reason: str | int | UnsetType = UNSET
+    token_ids: list[int] | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
     seed: int | UnsetType = UNSET
     prompt_logprobs: Any = UNSET
     truncated_tokens: int | UnsetType = UNSET
@@ -148,6 +156,10 @@ async def whole_completion(chunks: AsyncIterator[Completion], count: UsageCount)
             choice.text.append(part.text)
             choice.logprobs = _joined(choice.logprobs, part.logprobs)
             choice.finish_reason = part.finish_reason or choice.finish_reason
+            choice.stop_reason = choice.stop_reason if part.stop_reason is UNSET else part.stop_reason
+            if part.token_ids is not UNSET:
+                choice.token_ids = [*(choice.token_ids or ()), *part.token_ids]
+            choice.prompt_token_ids = part.prompt_token_ids or choice.prompt_token_ids
             choice.seed = choice.seed if part.seed is UNSET else part.seed
             choice.truncated_tokens = part.truncated_tokens or choice.truncated_tokens
             if part.prompt_logprobs is not UNSET:
@@ -164,6 +176,9 @@ async def whole_completion(chunks: AsyncIterator[Completion], count: UsageCount)
                 text="".join(choice.text),
                 logprobs=choice.logprobs,
                 finish_reason=choice.finish_reason,
+                stop_reason=choice.stop_reason,
+                token_ids=choice.token_ids,
+                prompt_token_ids=choice.prompt_token_ids,
                 seed=choice.seed,
                 prompt_logprobs=choice.prompt_logprobs,
                 truncated_tokens=choice.truncated_tokens,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -16,8 +17,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from puna.errors import PunaError
-from puna.server.errors import http_failure
-from puna.server.frames import DONE, MEDIA_TYPE, sse_frame
+from puna.server.errors import ErrorShape, http_failure, openai_error
+from puna.server.frames import DONE, MEDIA_TYPE, named_frame, sse_frame
 
 log = logging.getLogger("puna.server")
 
@@ -28,22 +29,46 @@ _STREAM_HEADERS = [
 ]
 
 
+def plain_frame(chunk: Any) -> bytes:
+    return sse_frame(msgspec.json.encode(chunk))
+
+
+def typed_frame(chunk: Any) -> bytes:
+    """A frame named like the `type` of its struct."""
+    return named_frame(chunk.type, msgspec.json.encode(chunk))
+
+
+@dataclass(frozen=True)
+class Wire:
+    """How one endpoint's answers lie on the wire. `error`: the body of a refusal and, unless there is an `error_event`,
+    what a stream says of a failure in its middle. `end`: the bytes behind the last chunk."""
+
+    error: ErrorShape = openai_error
+    error_event: ErrorShape | None = None
+    frame: Callable[[Any], bytes] = plain_frame
+    end: bytes = DONE
+
+
+OPENAI = Wire()
+
+
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(msgspec.json.encode(value), status, headers, "application/json")
 
 
-def error_response(error: BaseException) -> Response:
+def error_response(error: BaseException, shape: ErrorShape = openai_error) -> Response:
     if not isinstance(error, PunaError):
         log.error("a request hit a bug", exc_info=error)
     failure = http_failure(error)
-    return Response(failure.json, failure.status, failure.headers, "application/json")
+    return Response(msgspec.json.encode(shape(failure)), failure.status, failure.headers, "application/json")
 
 
 class StreamedAnswer(Response):
     """`chunks` as server-sent events. Closing the connection closes `chunks`, which aborts the request."""
 
-    def __init__(self, chunks: AsyncGenerator[Any], further_headers: dict[str, str]) -> None:
+    def __init__(self, chunks: AsyncGenerator[Any], further_headers: dict[str, str], wire: Wire = OPENAI) -> None:
         super().__init__()
+        self.wire = wire
         self.chunks = chunks
         self.further_headers = further_headers
 
@@ -55,21 +80,25 @@ class StreamedAnswer(Response):
             try:
                 first = await anext(self.chunks)
             except Exception as error:
-                await error_response(error)(scope, receive, send)
+                await error_response(error, self.wire.error)(scope, receive, send)
                 return
             further = [(name.encode(), value.encode()) for name, value in self.further_headers.items()]
             await send({"type": "http.response.start", "status": 200, "headers": [*_STREAM_HEADERS, *further]})
-            await _frame(send, first)
+            await self._frame(send, first)
             try:
                 async for chunk in self.chunks:
-                    await _frame(send, chunk)
+                    await self._frame(send, chunk)
             except Exception as error:
                 if not isinstance(error, PunaError):
                     log.error("a stream hit a bug", exc_info=error)
-                await _frame(send, http_failure(error).body)
-            await send({"type": "http.response.body", "body": DONE, "more_body": False})
+                shape = self.wire.error_event or self.wire.error
+                await self._frame(send, shape(http_failure(error)))
+            await send({"type": "http.response.body", "body": self.wire.end, "more_body": False})
         finally:
             await self.chunks.aclose()
+
+    async def _frame(self, send: Send, chunk: Any) -> None:
+        await send({"type": "http.response.body", "body": self.wire.frame(chunk), "more_body": True})
 
 
 class WholeAnswer(Response):
@@ -80,8 +109,10 @@ class WholeAnswer(Response):
         chunks: AsyncGenerator[Any],
         collect: Callable[[AsyncGenerator[Any]], Awaitable[msgspec.Struct]],
         further_headers: dict[str, str],
+        wire: Wire = OPENAI,
     ) -> None:
         super().__init__()
+        self.wire = wire
         self.chunks = chunks
         self.further_headers = further_headers
         self.collect = collect
@@ -93,7 +124,7 @@ class WholeAnswer(Response):
         try:
             response = json_response(await self.collect(self.chunks), headers=self.further_headers)
         except Exception as error:
-            response = error_response(error)
+            response = error_response(error, self.wire.error)
         finally:
             await self.chunks.aclose()
         await response(scope, receive, send)
@@ -117,7 +148,3 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> 
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def _frame(send: Send, value: msgspec.Struct) -> None:
-    await send({"type": "http.response.body", "body": sse_frame(msgspec.json.encode(value)), "more_body": True})

@@ -1,13 +1,14 @@
 """From the engine's token updates to deltas of text, for one prompt or many at once.
 
-It numbers choices (prompt * n + sample), cuts at stop strings, and counts tokens for the usage. It knows nothing of
-the shapes that clients see. Closing `answer` aborts what still runs.
+It numbers choices (prompt * n + sample), cuts at stop strings and at a deadline, and counts tokens for the usage. It
+knows nothing of the shapes that clients see. Closing `answer` aborts what still runs.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -16,15 +17,17 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from puna.engine.output import SampleText
-from puna.engine.params import EngineRequest, PositionLogprobs, SamplingParams
+from puna.engine.params import EngineRequest, PositionLogprobs, SampleUpdate, SamplingParams
 from puna.errors import EngineError
 from puna.server.answers import PromptTokensDetails, Usage
+from puna.server.errors import DeadlineError
 
 if TYPE_CHECKING:
     from puna.engine.supervisor import Supervisor
     from puna.models.tokenizer import Tokenizer
 
 QUEUED_DELTAS = 64
+DEADLINE = "deadline"  # the stop_reason of a choice that was not waited for any longer
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,8 @@ class Heading:
 
 @dataclass(frozen=True)
 class Delta:
-    """News of one choice. `seed`, `cached_tokens` and `prompt_logprobs` come with the first delta of a
-    choice."""
+    """News of one choice. `seed`, `cached_tokens` and `prompt_logprobs` come with the first delta of a choice.
+    `stop_reason`: the stop string or token that ended it, or DEADLINE."""
 
     index: int
     text: str
@@ -50,6 +53,7 @@ class Delta:
     cached_tokens: int | None = None
     seed: int | None = None
     finish_reason: str | None = None
+    stop_reason: str | int | None = None
 
     def without_answer(self) -> Delta:
         """The same news with nothing generated: for a client that only wants its prompt scored."""
@@ -59,6 +63,10 @@ class Delta:
 def known_seed(delta: Delta) -> int | msgspec.UnsetType:
     """The seed as it goes into a choice: only where the delta brings it."""
     return msgspec.UNSET if delta.seed is None else delta.seed
+
+
+def known_stop(delta: Delta) -> str | int | msgspec.UnsetType:
+    return msgspec.UNSET if delta.stop_reason is None else delta.stop_reason
 
 
 @dataclass
@@ -84,10 +92,30 @@ class UsageCount:
         )
 
 
-async def answer(client: Supervisor, tokenizer: Tokenizer, requests: list[EngineRequest]) -> AsyncGenerator[Delta]:
-    """Deltas of all requests as they come; one request a prompt, all with the same n."""
+async def answer(
+    client: Supervisor, tokenizer: Tokenizer, requests: list[EngineRequest], until: float | None = None
+) -> AsyncGenerator[Delta]:
+    """Deltas of all requests as they come; one request a prompt, all with the same n.
+
+    `until`: the moment (time.monotonic) at which all choices that still run end, with finish_reason "length" and
+    stop_reason DEADLINE. DeadlineError where there is not one token by then.
+    """
+    has_begun = False
+    async with aclosing(_all(client, tokenizer, requests, until)) as deltas:
+        async for delta in deltas:
+            has_begun = has_begun or bool(delta.token_ids)
+            if delta.stop_reason == DEADLINE and delta.finish_reason == "length" and not has_begun:
+                raise DeadlineError(
+                    "the deadline passed before the first token; allow more time, or try when fewer requests wait"
+                )
+            yield delta
+
+
+async def _all(
+    client: Supervisor, tokenizer: Tokenizer, requests: list[EngineRequest], until: float | None
+) -> AsyncGenerator[Delta]:
     if len(requests) == 1:
-        async with aclosing(_one(client, tokenizer, requests[0], 0)) as deltas:
+        async with aclosing(_one(client, tokenizer, requests[0], 0, until)) as deltas:
             async for delta in deltas:
                 yield delta
         return
@@ -95,7 +123,7 @@ async def answer(client: Supervisor, tokenizer: Tokenizer, requests: list[Engine
 
     async def pump(request: EngineRequest, first_index: int) -> None:
         try:
-            async with aclosing(_one(client, tokenizer, request, first_index)) as deltas:
+            async with aclosing(_one(client, tokenizer, request, first_index, until)) as deltas:
                 async for delta in deltas:
                     await arrived.put(delta)
             await arrived.put(None)
@@ -120,13 +148,13 @@ async def answer(client: Supervisor, tokenizer: Tokenizer, requests: list[Engine
 
 
 async def _one(
-    client: Supervisor, tokenizer: Tokenizer, request: EngineRequest, first_index: int
+    client: Supervisor, tokenizer: Tokenizer, request: EngineRequest, first_index: int, until: float | None
 ) -> AsyncGenerator[Delta]:
     params = request.params
     texts = [_sample_text(tokenizer, request.prompt_token_ids, params) for _ in range(params.n)]
     running = params.n
     async with aclosing(client.generate(request)) as updates:
-        async for update in updates:
+        async for update in updates if until is None else _in_time(updates, until):
             sample = texts[update.index]
             if sample.finished:
                 continue
@@ -145,9 +173,25 @@ async def _one(
                 cached_tokens=update.cached_tokens,
                 seed=update.seed,
                 finish_reason=delta.finish_reason,
+                stop_reason=delta.stop_reason,
             )
             if not running:
                 return  # closing `updates` aborts what a stop string cut short
+    for index, sample in enumerate(texts):
+        if not sample.finished:  # its time is over
+            held = sample.push(SampleUpdate(request_id="", index=index, token_ids=[], finish_reason="length")).text
+            yield Delta(first_index + index, held, [], [], finish_reason="length", stop_reason=DEADLINE)
+
+
+async def _in_time(updates: AsyncGenerator[SampleUpdate], until: float) -> AsyncGenerator[SampleUpdate]:
+    """What comes until then. Cutting it off closes `updates`, which aborts the request."""
+    while (left := until - time.monotonic()) > 0:
+        try:
+            async with asyncio.timeout(left):
+                update = await anext(updates)
+        except (TimeoutError, StopAsyncIteration):
+            return
+        yield update
 
 
 def _sample_text(tokenizer: Tokenizer, prompt_ids: list[int], params: SamplingParams) -> SampleText:

@@ -17,13 +17,14 @@ from starlette.responses import Response
 from puna.engine.params import EngineRequest, SamplingParams
 from puna.engine.request import make_request
 from puna.engine.truncation import prompt_limit
-from puna.server.body import decode, read_body
-from puna.server.chat import chat_chunks, whole_chat
+from puna.server.body import read
+from puna.server.chat import ChatShape, chat_chunks, whole_chat
 from puna.server.completions import CompletionShape, completion_chunks, whole_completion
-from puna.server.delivery import StreamedAnswer, WholeAnswer
+from puna.server.deadline import deadline_of
+from puna.server.delivery import StreamedAnswer, WholeAnswer, Wire
 from puna.server.deltas import Heading, UsageCount, answer
 from puna.server.prompts import Prompt, chat_prompt, check_context, completion_prompts
-from puna.server.requests import ChatRequest, Common, CompletionRequest, refuse_unsupported
+from puna.server.requests import ChatRequest, Common, CompletionRequest, Drawing, refuse_unsupported
 from puna.server.sampling import chat_params, check_token_ids, completion_params, only_echo
 from puna.server.serving import Serving
 
@@ -31,47 +32,50 @@ TRUNCATED_HEADER = "puna-truncated-tokens"
 
 
 async def chat_completions(serving: Serving, request: Request) -> Response:
-    body = decode(await read_body(request, serving.max_body_bytes), ChatRequest)
+    body, ignored = await read(request, ChatRequest, serving.max_body_bytes, strict=serving.strict)
+    until = deadline_of(request, body.deadline_s)
     serving.check_model(body.model)
     refuse_unsupported(body)
     params = chat_params(body)
-    heading = _heading(serving, "chatcmpl")
+    heading = new_heading(serving, "chatcmpl")
 
     def prepare() -> tuple[Prompt, list[EngineRequest]]:
         context = serving.context_tokens
         limit = prompt_limit(params, context)
-        prompt = chat_prompt(serving.tokenizer, serving.template, body.messages, context, limit)
-        return prompt, _engine_requests(serving, heading, body, [prompt], params)
+        prompt = chat_prompt(serving.tokenizer, serving.template, body.messages, context, limit, ignored)
+        return prompt, engine_requests(serving, heading, body, [prompt], params)
 
     prompt, requests = await asyncio.to_thread(prepare)
     count = UsageCount(len(prompt.token_ids), samples=params.n)
     include_usage, continuous = _usage_wanted(body)
-    chunks = chat_chunks(
-        heading,
-        answer(serving.client, serving.tokenizer, requests),
-        count,
-        serving.tokenizer,
-        truncated_tokens=prompt.truncated_tokens,
-        want_logprobs=bool(body.logprobs),
+    shape = ChatShape(
+        dialect=serving.dialect,
+        logprobs=bool(body.logprobs),
+        prompt_logprobs=body.prompt_logprobs is not None,
+        token_ids=bool(body.return_token_ids),
         include_usage=include_usage,
         continuous_usage=continuous,
     )
+    deltas = answer(serving.client, serving.tokenizer, requests, until)
+    chunks = chat_chunks(heading, prompt, deltas, count, serving.tokenizer, shape)
+    wire, headers = Wire(serving.dialect.error), truncation_header([prompt])
     if body.stream:
-        return StreamedAnswer(chunks, _truncation([prompt]))
-    return WholeAnswer(chunks, functools.partial(whole_chat, count=count), _truncation([prompt]))
+        return StreamedAnswer(chunks, headers, wire)
+    return WholeAnswer(chunks, functools.partial(whole_chat, count=count), headers, wire)
 
 
 async def completions(serving: Serving, request: Request) -> Response:
-    body = decode(await read_body(request, serving.max_body_bytes), CompletionRequest)
+    body, _ = await read(request, CompletionRequest, serving.max_body_bytes, strict=serving.strict)
+    until = deadline_of(request, body.deadline_s)
     serving.check_model(body.model)
     refuse_unsupported(body)
     params = completion_params(body)
-    heading = _heading(serving, "cmpl")
+    heading = new_heading(serving, "cmpl")
 
     def prepare() -> tuple[list[Prompt], list[EngineRequest]]:
         context = serving.context_tokens
         prompts = completion_prompts(serving.tokenizer, body.prompt, context, prompt_limit(params, context))
-        return prompts, _engine_requests(serving, heading, body, prompts, params)
+        return prompts, engine_requests(serving, heading, body, prompts, params)
 
     prompts, requests = await asyncio.to_thread(prepare)
     count = UsageCount(sum(len(prompt.token_ids) for prompt in prompts), samples=params.n)
@@ -81,14 +85,16 @@ async def completions(serving: Serving, request: Request) -> Response:
         only_echo=only_echo(body),
         logprobs=body.logprobs,
         prompt_logprobs=body.prompt_logprobs,
+        token_ids=bool(body.return_token_ids),
         include_usage=include_usage,
         continuous_usage=continuous,
     )
-    deltas = answer(serving.client, serving.tokenizer, requests)
+    deltas = answer(serving.client, serving.tokenizer, requests, until)
     chunks = completion_chunks(heading, prompts, params.n, deltas, count, serving.tokenizer, shape)
+    wire, headers = Wire(serving.dialect.error), truncation_header(prompts)
     if body.stream:
-        return StreamedAnswer(chunks, _truncation(prompts))
-    return WholeAnswer(chunks, functools.partial(whole_completion, count=count), _truncation(prompts))
+        return StreamedAnswer(chunks, headers, wire)
+    return WholeAnswer(chunks, functools.partial(whole_completion, count=count), headers, wire)
 
 
 def model_card(serving: Serving) -> dict[str, Any]:
@@ -101,11 +107,11 @@ def model_card(serving: Serving) -> dict[str, Any]:
     }
 
 
-def _heading(serving: Serving, prefix: str) -> Heading:
+def new_heading(serving: Serving, prefix: str) -> Heading:
     return Heading(f"{prefix}-{secrets.token_hex(12)}", int(time.time()), serving.name, serving.fingerprint)
 
 
-def _truncation(prompts: list[Prompt]) -> dict[str, str]:
+def truncation_header(prompts: list[Prompt]) -> dict[str, str]:
     """A header that says how many tokens were cut off the prompts, where any were."""
     cut = sum(prompt.truncated_tokens for prompt in prompts)
     return {TRUNCATED_HEADER: str(cut)} if cut else {}
@@ -118,8 +124,8 @@ def _usage_wanted(body: Common) -> tuple[bool, bool]:
     return bool(options.include_usage or options.continuous_usage_stats), bool(options.continuous_usage_stats)
 
 
-def _engine_requests(
-    serving: Serving, heading: Heading, body: Common, prompts: list[Prompt], params: SamplingParams
+def engine_requests(
+    serving: Serving, heading: Heading, body: Drawing, prompts: list[Prompt], params: SamplingParams
 ) -> list[EngineRequest]:
     """One a prompt, after all that can be checked here was checked."""
     check_context(prompts, params.max_tokens, serving.context_tokens)

@@ -1,12 +1,15 @@
 """From an exception to what an HTTP client sees: the one mapping.
 
-Every `PunaError` has its status, type and code here; anything else is a bug and becomes a 500 without details. Bodies
-have OpenAI's shape. Messages are cut to a bound, so that a request cannot have itself echoed at length.
+Every `PunaError` has its status, type and code here; anything else is a bug and becomes a 500 without details. Messages
+are cut to a bound, so that a request cannot have itself echoed at length. The body has OpenAI's shape; other dialects
+and endpoints with shapes of their own bring another `ErrorShape`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
@@ -33,6 +36,10 @@ class RequestError(InputError):
         self.code = code
 
 
+class DeadlineError(PunaError):
+    """The time that a client gave was over before there was anything to answer with."""
+
+
 class ErrorDetail(msgspec.Struct, frozen=True):
     message: str
     type: str
@@ -46,15 +53,21 @@ class ErrorBody(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class HttpFailure:
-    """A status, the body and the extra headers of one failed request."""
+    """What is said of one failed request, whatever the body's shape."""
 
     status: int
-    body: ErrorBody
+    message: str
+    kind: str
+    param: str | None
+    code: str | None
     headers: dict[str, str]
 
-    @property
-    def json(self) -> bytes:
-        return msgspec.json.encode(self.body)
+
+ErrorShape = Callable[[HttpFailure], Any]  # the body, for msgspec
+
+
+def openai_error(failure: HttpFailure) -> ErrorBody:
+    return ErrorBody(ErrorDetail(failure.message, failure.kind, failure.param, failure.code))
 
 
 def http_failure(error: BaseException) -> HttpFailure:
@@ -67,11 +80,13 @@ def http_failure(error: BaseException) -> HttpFailure:
         headers["WWW-Authenticate"] = "Bearer"
     if status == 408:
         headers["Connection"] = "close"  # what else arrives is no request
+    if status == 504:
+        headers["x-should-retry"] = "false"  # OpenAI's and Anthropic's clients would
     message = str(error) if isinstance(error, PunaError) else "The server hit a bug; its log has the traceback."
     if len(message) > MAX_MESSAGE_CHARS:
         message = message[:MAX_MESSAGE_CHARS] + " ..."
     param = error.param if isinstance(error, InputError) else None
-    return HttpFailure(status, ErrorBody(ErrorDetail(message, kind, param, code)), headers)
+    return HttpFailure(status, message, kind, param, code, headers)
 
 
 def _classify(error: BaseException) -> tuple[int, str, str | None]:
@@ -84,6 +99,8 @@ def _classify(error: BaseException) -> tuple[int, str, str | None]:
             return 400, "invalid_request_error", None
         case ModelNotFoundError():
             return 404, "invalid_request_error", "model_not_found"
+        case DeadlineError():
+            return 504, "timeout_error", "deadline_exceeded"
         case OverloadedError():
             return 429, "overloaded_error", "overloaded"
         case CulpritError():

@@ -6,10 +6,10 @@ where the text is a key. Minus infinity is sent as -9999.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from puna.engine.params import PositionLogprobs
-from puna.server.answers import ChatLogprob, ChatLogprobs, CompletionLogprobs, TopLogprob
+from puna.server.answers import ChatLogprob, ChatLogprobs, CompletionLogprobs, PromptLogprobs, TopLogprob
 
 if TYPE_CHECKING:
     from puna.models.tokenizer import Tokenizer
@@ -36,9 +36,7 @@ def completion_logprobs(
     )
 
 
-def prompt_logprobs(
-    tokenizer: Tokenizer, positions: list[PositionLogprobs | None]
-) -> list[dict[str, dict[str, Any]] | None]:
+def prompt_logprobs(tokenizer: Tokenizer, positions: list[PositionLogprobs | None]) -> PromptLogprobs:
     """vLLM's shape: null, then token id -> logprob, rank, decoded_token."""
     return [
         None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from puna.engine.truncation import fit_conversation, last_tokens
 from puna.server.errors import RequestError
+from puna.server.ignored import Ignored
 
 if TYPE_CHECKING:
     from puna.models.template import ChatTemplate
@@ -28,6 +29,7 @@ _EMPTY_MESSAGE_FIELDS: dict[str, tuple[Any, ...]] = {
     "annotations": (None, []),
     "reasoning_content": (None, ""),
 }
+_PART_FIELDS = {"type", "text", "cache_control"}  # the last asks for what happens anyway
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,30 @@ def chat_prompt(
     messages: list[dict[str, Any]],
     context_tokens: int,
     limit: int | None,
+    ignored: Ignored,
+    *,
+    prefill: str = "",
 ) -> Prompt:
-    """`limit`: most tokens, to which a longer conversation is cut; None where it is to be refused."""
+    """`limit`: most tokens, to which a longer conversation is cut; None where it is to be refused. `prefill`: how the
+    answer begins. Fields of messages that nobody reads are noted in `ignored`."""
+    template, cleaned = conversation(template, messages, ignored)
+    text = template.render(cleaned, add_generation_prompt=True) + prefill
+    if limit is None:
+        _check_length(tokenizer, text, context_tokens)
+        return Prompt(text, tokenizer.encode(text, add_special=False, parse_special=True))
+
+    def encode(of: Sequence[Mapping[str, Any]]) -> list[int]:
+        rendered = template.render(of, add_generation_prompt=True) + prefill
+        return tokenizer.encode(rendered, add_special=False, parse_special=True)
+
+    return Prompt(text, *fit_conversation(cleaned, limit, encode, tokenizer))
+
+
+def conversation(
+    template: ChatTemplate | None, messages: list[dict[str, Any]], ignored: Ignored
+) -> tuple[ChatTemplate, list[dict[str, Any]]]:
+    """The template, and the messages as it takes them. RequestError where there is no template, or something in a
+    message that this server does not understand."""
     if template is None:
         raise RequestError(
             "this model's file has no chat template; use /v1/completions, or a model that was tuned for chat",
@@ -56,16 +80,7 @@ def chat_prompt(
         )
     if not messages:
         raise RequestError("messages is empty; send at least one", param="messages")
-    cleaned = [_message(index, message) for index, message in enumerate(messages)]
-    text = template.render(cleaned, add_generation_prompt=True)
-    if limit is None:
-        _check_length(tokenizer, text, context_tokens)
-        return Prompt(text, tokenizer.encode(text, add_special=False, parse_special=True))
-
-    def encode(of: Sequence[Mapping[str, Any]]) -> list[int]:
-        return tokenizer.encode(template.render(of, add_generation_prompt=True), add_special=False, parse_special=True)
-
-    return Prompt(text, *fit_conversation(cleaned, limit, encode, tokenizer))
+    return template, [_message(index, message, ignored) for index, message in enumerate(messages)]
 
 
 def completion_prompts(
@@ -116,7 +131,7 @@ def check_context(prompts: list[Prompt], max_tokens: int | None, context_tokens:
             )
 
 
-def _message(index: int, message: dict[str, Any]) -> dict[str, Any]:
+def _message(index: int, message: dict[str, Any], ignored: Ignored) -> dict[str, Any]:
     where = f"messages[{index}]"
     role = message.get("role")
     if role not in ROLES:
@@ -128,17 +143,20 @@ def _message(index: int, message: dict[str, Any]) -> dict[str, Any]:
             if not isinstance(value, str | None):
                 raise RequestError(f"{where}.name takes a string", param=f"{where}.name")
             continue
-        if name not in _EMPTY_MESSAGE_FIELDS or value not in _EMPTY_MESSAGE_FIELDS[name]:
+        if name not in _EMPTY_MESSAGE_FIELDS:
+            ignored.note(f"{where}.{name}")
+        elif value not in _EMPTY_MESSAGE_FIELDS[name]:
             raise RequestError(
                 f"{where}.{name[:80]} is not supported by this server; leave it out",
                 param=f"{where}.{name[:80]}",
                 code="unsupported_parameter",
             )
-    content = _content(message.get("content"), f"{where}.content", role)
-    return {**message, "role": "system" if role == "developer" else role, "content": content}
+    content = _content(message.get("content"), f"{where}.content", role, ignored)
+    kept = {name: message[name] for name in ("name",) if name in message}
+    return {"role": "system" if role == "developer" else role, "content": content, **kept}
 
 
-def _content(content: Any, where: str, role: str) -> str | list[Any]:
+def _content(content: Any, where: str, role: str, ignored: Ignored) -> str | list[Any]:
     if isinstance(content, str):
         return content
     if content is None and role == "assistant":
@@ -151,7 +169,9 @@ def _content(content: Any, where: str, role: str) -> str | list[Any]:
                     "{'type': 'text', 'text': '...'}",
                     param=f"{where}[{position}]",
                 )
-        return content
+            for name in part.keys() - _PART_FIELDS:
+                ignored.note(f"{where}[{position}].{name}")
+        return [{"type": "text", "text": part["text"]} for part in content]
     raise RequestError(f"{where} takes a string or a list of text parts", param=where)
 
 

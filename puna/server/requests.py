@@ -1,8 +1,8 @@
 """The request bodies this server takes, field by field.
 
-Field names are OpenAI's and, beyond those, vLLM's. `null` means "not given". A name that is not here is refused when
-the body is decoded. Fields of features that are off are listed in `OFF_VALUES` with the values that ask for nothing;
-any other value of theirs is refused: nothing is ignored in silence.
+Field names are OpenAI's and, beyond those, vLLM's. `null` means "not given". What becomes of a name that is not here is
+said in ignored.py. Fields of features that are off are listed in `OFF_VALUES` with the values that ask for nothing; any
+other value of theirs is refused, strict or not: an answer without them would be another one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import msgspec
 from puna.server.errors import RequestError
 
 
-class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class StreamOptions(msgspec.Struct, frozen=True):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
     include_obfuscation: bool | None = None
@@ -24,14 +24,11 @@ class ResponseFormat(msgspec.Struct, frozen=True):
     type: str
 
 
-class Common(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What chat and text completions share."""
+class Drawing(msgspec.Struct, frozen=True, kw_only=True):
+    """What every endpoint that draws tokens takes, beyond what its own protocol has: how to draw, when to end."""
 
     model: str | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    n: int | None = None
-    max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
@@ -43,7 +40,6 @@ class Common(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     allowed_token_ids: list[int] | None = None
     bad_words: list[str] | None = None
     min_tokens: int | None = None
-    stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
@@ -52,13 +48,39 @@ class Common(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     seed: int | None = None
     priority: int | None = None
     cache_salt: str | None = None
+    deadline_s: float | None = None
+    # Fields of other servers whose features are not here.
+    use_beam_search: Any = None
+    length_penalty: Any = None
+    structured_outputs: Any = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
+    grammar: Any = None
+    json_schema: Any = None
+    chat_template: Any = None
+    chat_template_kwargs: Any = None
+    continue_final_message: Any = None
+    logits_processors: Any = None
+
+
+class Common(Drawing, frozen=True, kw_only=True):
+    """What chat and text completions share."""
+
+    stream_options: StreamOptions | None = None
+    n: int | None = None
+    max_tokens: int | None = None
+    stop: str | list[str] | None = None
+    prompt_logprobs: int | None = None
+    return_token_ids: bool | None = None
     # Accepted, without effect on the answer: they name the caller, or say how to cache, which happens anyway.
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
 
 
-class ChatRequest(Common, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ChatRequest(Common, frozen=True, kw_only=True):
     messages: list[dict[str, Any]]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
@@ -80,11 +102,10 @@ class ChatRequest(Common, frozen=True, kw_only=True, forbid_unknown_fields=True)
     web_search_options: Any = None
 
 
-class CompletionRequest(Common, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class CompletionRequest(Common, frozen=True, kw_only=True):
     prompt: str | list[Any]
     echo: bool | None = None
     logprobs: int | None = None
-    prompt_logprobs: int | None = None
     best_of: int | None = None
     suffix: Any = None
 
@@ -105,16 +126,25 @@ OFF_VALUES: dict[str, tuple[Any, ...]] = {
     "verbosity": (None,),
     "web_search_options": (None,),
     "suffix": (None, ""),
+    "use_beam_search": (None, False),
+    "length_penalty": (None, 1, 1.0),
+    "structured_outputs": (None,),
+    "guided_json": (None,),
+    "guided_regex": (None,),
+    "guided_choice": (None,),
+    "guided_grammar": (None,),
+    "grammar": (None, ""),
+    "json_schema": (None,),
+    "chat_template": (None,),
+    "chat_template_kwargs": (None, {}),
+    "continue_final_message": (None, False),
+    "logits_processors": (None, []),
 }
 
 
 def refuse_unsupported(body: ChatRequest | CompletionRequest) -> None:
     """RequestError where the body asks for a feature that this server does not have, or contradicts itself."""
-    for name, allowed in OFF_VALUES.items():
-        value = getattr(body, name, None)
-        if not any(type(value) is type(off) and value == off for off in allowed):
-            accepted = ", ".join(msgspec.json.encode(off).decode() for off in allowed)
-            raise _unsupported(f"{name} is not supported by this server; leave it out (accepted: {accepted})", name)
+    refuse_off_values(body, OFF_VALUES)
     if body.stream_options is not None:
         if not body.stream:
             raise RequestError("stream_options is for streams; add stream=true or leave it out", param="stream_options")
@@ -128,6 +158,15 @@ def refuse_unsupported(body: ChatRequest | CompletionRequest) -> None:
         raise _unsupported(
             f"best_of is {body.best_of} and n is {body.n or 1}; only equal values are supported", "best_of"
         )
+
+
+def refuse_off_values(body: msgspec.Struct, off_values: dict[str, tuple[Any, ...]]) -> None:
+    """RequestError where a field of a feature that is off has a value that asks for something."""
+    for name, allowed in off_values.items():
+        value = getattr(body, name, None)
+        if not any(type(value) is type(off) and value == off for off in allowed):
+            accepted = ", ".join(msgspec.json.encode(off).decode() for off in allowed)
+            raise _unsupported(f"{name} is not supported by this server; leave it out (accepted: {accepted})", name)
 
 
 def _check_chat(body: ChatRequest) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from puna.engine.params import SamplingParams
 from puna.errors import InputError
-from puna.server.requests import ChatRequest, Common, CompletionRequest
+from puna.server.requests import ChatRequest, CompletionRequest, Drawing
 
 COMPLETION_MAX_TOKENS = 16
 
@@ -39,16 +39,18 @@ _SAME = (
 
 
 def chat_params(body: ChatRequest) -> SamplingParams:
-    wanted = _given(body)
+    wanted = given(body)
     wanted["max_tokens"] = body.max_tokens if body.max_tokens is not None else body.max_completion_tokens
     if body.logprobs:
         wanted["logprobs"] = body.top_logprobs or 0
+    if body.prompt_logprobs is not None:
+        wanted["prompt_logprobs"] = body.prompt_logprobs
     return SamplingParams(**wanted)
 
 
 def completion_params(body: CompletionRequest) -> SamplingParams:
     """`max_tokens: 0` with `echo` becomes one token, which `only_echo` says to drop."""
-    wanted = _given(body)
+    wanted = given(body)
     wanted["max_tokens"] = COMPLETION_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     if only_echo(body):
         wanted["max_tokens"] = 1
@@ -80,5 +82,6 @@ def only_echo(body: CompletionRequest) -> bool:
     return bool(body.echo) and body.max_tokens == 0
 
 
-def _given(body: Common) -> dict[str, Any]:
-    return {name: value for name in _SAME if (value := getattr(body, name)) is not None}
+def given(body: Drawing) -> dict[str, Any]:
+    """The fields that say the same in the body and in `SamplingParams`, where they were given."""
+    return {name: value for name in _SAME if (value := getattr(body, name, None)) is not None}

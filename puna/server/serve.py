@@ -21,6 +21,7 @@ from puna.engine.supervisor import HANG_S, Supervisor
 from puna.errors import InputError, PunaError
 from puna.models.load import load_model
 from puna.server.app import make_app
+from puna.server.dialect import DIALECTS
 from puna.server.patience import PatientProtocol
 from puna.server.serving import Serving
 
@@ -38,6 +39,8 @@ class ServeOptions:
     max_body_bytes: int = 16 << 20
     drain_s: float = 5.0
     hang_s: float = HANG_S
+    dialect: str = "openai"
+    strict: bool = False
 
 
 class PortError(PunaError):
@@ -114,6 +117,8 @@ async def _serve(
             fingerprint=info.fingerprint,
             api_key=options.api_key,
             max_body_bytes=options.max_body_bytes,
+            dialect=DIALECTS[options.dialect],
+            strict=options.strict,
         )
         for line in info.memory:
             announce(f"  {line.name:16} {line.size:>10}  {line.note}")

@@ -18,13 +18,15 @@ if TYPE_CHECKING:
     from puna.engine.supervisor import Supervisor
     from puna.models.template import ChatTemplate
     from puna.models.tokenizer import Tokenizer
+    from puna.server.dialect import Dialect
 
 MAX_PRIORITY = 2**31 - 1
 
 
 @dataclass(frozen=True)
 class Serving:
-    """One served model. `names`: what clients may call it; the first is how answers call it."""
+    """One served model. `names`: what clients may call it; the first is how answers call it. `strict`: refuse names in
+    a request that are not known, instead of leaving them out and saying so."""
 
     names: tuple[str, ...]
     tokenizer: Tokenizer
@@ -34,6 +36,8 @@ class Serving:
     fingerprint: str
     api_key: str | None
     max_body_bytes: int
+    dialect: Dialect
+    strict: bool
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -45,9 +49,11 @@ class Serving:
         if self.api_key is None:
             return
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self.api_key.encode()):
+        if scheme.lower() != "bearer":
+            given = request.headers.get("x-api-key", "")
+        if not hmac.compare_digest(given.strip().encode(), self.api_key.encode()):
             raise RequestError(
-                "a valid API key is needed; send the header 'authorization: Bearer <key>'",
+                "a valid API key is needed; send the header 'authorization: Bearer <key>' or 'x-api-key: <key>'",
                 status=401,
                 code="invalid_api_key",
             )

@@ -79,6 +79,9 @@ class ServerProcess:
             self.url + path, content=content, headers={"content-type": "application/json", **headers}, timeout=120
         )
 
+    def get(self, path: str, **headers: str) -> httpx.Response:
+        return httpx.get(self.url + path, headers=headers, timeout=120)
+
     def events(self, path: str, body: dict[str, Any]) -> list[Any]:
         """The data of a streamed answer's events, the last one being "[DONE]"."""
         events: list[Any] = []

@@ -1,0 +1,117 @@
+"""`/tokenize` and `/detokenize`: what the model's tokenizer makes of a text, a conversation or token ids.
+
+The shapes are vLLM's. In llama.cpp's dialect the text may be called `content`, as there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from puna.server.body import read
+from puna.server.delivery import json_response
+from puna.server.errors import RequestError
+from puna.server.ignored import Ignored
+from puna.server.prompts import conversation
+from puna.server.requests import refuse_off_values
+from puna.server.serving import Serving
+
+
+class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """`prompt` or `messages`. Unless said otherwise a text gets the special tokens that every prompt of the model has
+    around it, a conversation those that its template writes."""
+
+    model: str | None = None
+    prompt: str | None = None
+    content: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    add_special_tokens: bool | None = None
+    add_special: bool | None = None
+    parse_special: bool | None = None
+    add_generation_prompt: bool | None = None
+    return_token_strs: bool | None = None
+    tools: Any = None
+    chat_template: Any = None
+    chat_template_kwargs: Any = None
+    continue_final_message: Any = None
+    with_pieces: Any = None
+
+
+class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
+    tokens: list[int]
+    model: str | None = None
+
+
+class TokenizeAnswer(msgspec.Struct, frozen=True):
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+OFF_VALUES: dict[str, tuple[Any, ...]] = {
+    "tools": (None, []),
+    "chat_template": (None,),
+    "chat_template_kwargs": (None, {}),
+    "continue_final_message": (None, False),
+    "with_pieces": (None, False),
+}
+
+
+def token_routes(serving: Serving) -> APIRouter:
+    router = APIRouter()
+
+    @router.post("/tokenize")
+    async def tokenize(request: Request) -> Response:
+        serving.check_key(request)
+        body, ignored = await read(request, TokenizeRequest, serving.max_body_bytes, strict=serving.strict)
+        serving.check_model(body.model)
+        refuse_off_values(body, OFF_VALUES)
+        return json_response(await asyncio.to_thread(_tokenize, serving, body, ignored))
+
+    @router.post("/detokenize")
+    async def detokenize(request: Request) -> Response:
+        serving.check_key(request)
+        body, _ = await read(request, DetokenizeRequest, serving.max_body_bytes, strict=serving.strict)
+        serving.check_model(body.model)
+        text = await asyncio.to_thread(_detokenize, serving, body.tokens)
+        return json_response({"content" if serving.dialect.content_field else "prompt": text})
+
+    return router
+
+
+def _tokenize(serving: Serving, body: TokenizeRequest, ignored: Ignored) -> TokenizeAnswer:
+    tokenizer = serving.tokenizer
+    text = body.prompt
+    if serving.dialect.content_field and text is None:
+        text = body.content
+    elif body.content is not None:
+        ignored.note("content")
+    if (text is None) == (body.messages is None):
+        raise RequestError("give either prompt (a string) or messages", param="prompt")
+    wanted = body.add_special_tokens if body.add_special is None else body.add_special
+    parse_special = body.parse_special is not False
+    if body.messages is not None:
+        template, messages = conversation(serving.template, body.messages, ignored)
+        text = template.render(messages, add_generation_prompt=body.add_generation_prompt is not False)
+        ids = tokenizer.encode(text, add_special=bool(wanted), parse_special=parse_special)
+    else:
+        assert text is not None
+        ids = tokenizer.encode(text, add_special=wanted is not False, parse_special=parse_special)
+    strings = [tokenizer.token_text(token) for token in ids] if body.return_token_strs else None
+    return TokenizeAnswer(len(ids), serving.context_tokens, ids, strings)
+
+
+def _detokenize(serving: Serving, tokens: list[int]) -> str:
+    vocab = serving.tokenizer.vocab_size
+    for position, token in enumerate(tokens):
+        if not 0 <= token < vocab:
+            raise RequestError(
+                f"tokens[{position}] is {str(token)[:40]}; this model's ids are 0 to {vocab - 1}", param="tokens"
+            )
+    return serving.tokenizer.decode(tokens, skip_special_tokens=False)
