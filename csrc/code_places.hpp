@@ -11,7 +11,8 @@
 // For paths that multiply in bf16 (decode_bf16.hpp) the 32 inputs of a row are one register, in words or in lanes:
 //
 //   nibbles    8 chunks of 4 rows: word i of chunk c holds input i of row 4c + j in its nibble j
-//   fives      after these, 2 planes of 16 rows: word i of plane p holds input i of row 16p + b in bit b
+//   fives      10 chunks of 3 rows: word i of chunk c holds input i of row 3c + j in bits 5j to 5j + 4; its top bit belongs
+//              to row 30 (chunks 0 to 4) or 31 (5 to 9), whose highest bits come first
 //   bytes      16 chunks of 2 rows: lane i of chunk c holds inputs i and 16 + i of row 2c, then the same of row 2c + 1
 //   sixes      bytes as above: those of chunk 2c are the low nibbles, of 2c + 1 the high nibbles of 64 bytes; after them
 //              4 planes: bits 2n and 2n + 1 of plane p's bytes belong to the bytes of chunk 4p + n
@@ -21,12 +22,13 @@
 
 namespace puna {
 
+// Bits of a code that lie together in a byte.
 struct BitPlace {
   int byte;
   int shift;
 };
 
-// The low four bits of a code, or all eight.
+// The low four bits of a code, or all eight. Fives by rows lie otherwise, see below.
 template <Codes CODES, bool BY_ROWS>
 constexpr BitPlace low_bits(int row, int input) {
   const int byte_chunk = row / 2, byte_at = 4 * (input % 16) + input / 16 + 2 * (row % 2);  // as bytes lie, by rows
@@ -45,14 +47,31 @@ constexpr BitPlace low_bits(int row, int input) {
 // The bits above them, of fives and sixes.
 template <Codes CODES, bool BY_ROWS>
 constexpr BitPlace high_bits(int row, int input) {
-  if constexpr (BY_ROWS) {
-    if constexpr (CODES == Codes::fives) return {512 + 64 * (row / 16) + 2 * input + row % 16 / 8, row % 8};
-    return {512 + 64 * (row / 8) + 4 * (input % 16) + input / 16 + 2 * (row % 2), 2 * (row % 8 / 2)};
+  if constexpr (BY_ROWS) return {512 + 64 * (row / 8) + 4 * (input % 16) + input / 16 + 2 * (row % 2), 2 * (row % 8 / 2)};
+  constexpr int HALF_BYTES = static_cast<int>(Shape{.codes = CODES, .centre = 0, .minimum = false}.code_bytes() / 2);
+  const int at = HALF_BYTES * (row / 16) + 256 + 4 * (row % 16) + input % 4, chunk = input % 16 / 4;
+  if constexpr (CODES == Codes::fives) return {at, chunk + 4 * (input / 16)};
+  return {at + 64 * (input / 16), 2 * chunk};
+}
+
+// The byte of word `input` in a chunk that holds its bits from `bit` on.
+constexpr BitPlace word_bits(int chunk, int input, int bit) { return {64 * chunk + 2 * input + bit / 8, bit % 8}; }
+
+// Calls `each(place, bit, width)` for every run of bits that a code is made of: its bits from `bit` on, `width` of them.
+template <Codes CODES, bool BY_ROWS, class Each>
+inline void for_bits(int row, int input, Each each) {
+  if constexpr (CODES == Codes::fives && BY_ROWS) {
+    if (row < 30) {
+      const int first = 5 * (row % 3), low = first == 5 ? 3 : 5;  // the middle one lies across two bytes
+      each(word_bits(row / 3, input, first), 0, low);
+      if (low < 5) each(word_bits(row / 3, input, 8), low, 5 - low);
+    } else {
+      for (int bit = 0; bit < 5; ++bit) each(word_bits(5 * (row - 30) + 4 - bit, input, 15), bit, 1);
+    }
   } else {
-    constexpr int HALF_BYTES = static_cast<int>(Shape{.codes = CODES, .centre = 0, .minimum = false}.code_bytes() / 2);
-    const int at = HALF_BYTES * (row / 16) + 256 + 4 * (row % 16) + input % 4, chunk = input % 16 / 4;
-    if constexpr (CODES == Codes::fives) return {at, chunk + 4 * (input / 16)};
-    return {at + 64 * (input / 16), 2 * chunk};
+    each(low_bits<CODES, BY_ROWS>(row, input), 0, CODES == Codes::bytes ? 8 : 4);
+    if constexpr (CODES == Codes::fives) each(high_bits<CODES, BY_ROWS>(row, input), 4, 1);
+    if constexpr (CODES == Codes::sixes) each(high_bits<CODES, BY_ROWS>(row, input), 4, 2);
   }
 }
 

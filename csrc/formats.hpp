@@ -39,11 +39,13 @@ static inline TwoChunks codes_of(const uint8_t* half) {
   if constexpr (CODES == Codes::bytes) {
     return {bytes, load_bytes(half + 64 * (CHUNKS + C))};
   } else if constexpr (CODES == Codes::fives) {
-    const VB plane = load_bytes(half + 64 * CHUNKS);
-    return {with_bits<4 - C>(low_nibbles(bytes), plane, 0x10), with_bits<-C>(high_nibbles(bytes), plane, 0x10)};
+    const VB tops = fields<C>(load_bytes(half + 64 * CHUNKS), 0x11);
+    return {below<4>(bytes, tops), below<0>(shifted_nibbles(bytes), tops)};
   } else if constexpr (CODES == Codes::sixes) {
-    const VB low = load_bytes(half + 64 * CHUNKS), high = load_bytes(half + 64 * CHUNKS + 64);
-    return {with_bits<4 - 2 * C>(low_nibbles(bytes), low, 0x30), with_bits<4 - 2 * C>(high_nibbles(bytes), high, 0x30)};
+    constexpr int LEFT = C < 2 ? 4 : 0;  // chunks 0 and 2 have their bits from one mask, 1 and 3 from another
+    const VB low = fields<2 * (C % 2)>(load_bytes(half + 64 * CHUNKS), 0x33);
+    const VB high = fields<2 * (C % 2)>(load_bytes(half + 64 * CHUNKS + 64), 0x33);
+    return {below<LEFT>(bytes, low), below<LEFT>(shifted_nibbles(bytes), high)};
   } else {
     return {low_nibbles(bytes), high_nibbles(bytes)};
   }
@@ -86,7 +88,7 @@ struct Format {
   static inline VI start(const RoundedGroup& x, int run) {
     if constexpr (RUNS == 1) return centre_times(set1_int(x.sum));
     else if (run == 0) return centre_times(set1_int(x.first_sum));
-    else return centre_times(sub_int(set1_int(x.sum), set1_int(x.first_sum)));
+    else return centre_times(set1_int(x.last_sum));
   }
 
   // The same dot of a group that the token holds wide: 128 times what it is, and that of the fine bytes. Sums of the
@@ -120,13 +122,21 @@ struct Format {
     return f;
   }
 
-  // sum + scale * s * dot + minimum * s * (sum of the token's integers), of one run
-  static inline VF join(VF sum, const Factors<RUNS>& f, VI dot, const RoundedGroup& x, int run) {
-    sum = fma(to_float(dot), mul(f.scale[run], set1(x.scale)), sum);
-    if constexpr (SHAPE.minimum && RUNS == 1) sum = fma(f.minimum[0], set1(x.offset), sum);
-    if constexpr (SHAPE.minimum && RUNS == 2) {
-      const int32_t whole = run == 0 ? x.first_sum : x.sum - x.first_sum;
-      sum = fma(f.minimum[run], set1(x.scale * -0.03125f * static_cast<float>(whole)), sum);
+  // sum + scale * s * dot + minimum * s * (sum of the token's integers)
+  static inline VF join(VF sum, const Factors<1>& f, VI dot, const RoundedGroup& x) {
+    sum = fma(to_float(dot), mul(f.scale[0], set1(x.scale)), sum);
+    if constexpr (SHAPE.minimum) sum = fma(f.minimum[0], set1(x.offset), sum);
+    return sum;
+  }
+
+  // Likewise of two runs, whose dots meet before the token's scale.
+  static inline VF times_first(const Factors<2>& f, VI dot) { return mul(to_float(dot), f.scale[0]); }
+  static inline VF join(VF sum, const Factors<2>& f, VF first, VI last, const RoundedGroup& x) {
+    sum = fma(fma(to_float(last), f.scale[1], first), set1(x.scale), sum);
+    if constexpr (SHAPE.minimum) {
+      const float offset = x.scale * -0.03125f;  // sums are -32 times what they are
+      sum = fma(f.minimum[0], set1(offset * static_cast<float>(x.first_sum)), sum);
+      sum = fma(f.minimum[1], set1(offset * static_cast<float>(x.last_sum)), sum);
     }
     return sum;
   }

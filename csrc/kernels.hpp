@@ -49,14 +49,15 @@ inline TokenTile tile_of(int64_t row, int64_t rows, int64_t most) {
 inline int64_t padded_rows(int64_t rows) { return (rows + 15) / 16 * 16; }
 
 // One group of 32 inputs of one row as integers (quantize.hpp). A value is scale * q or, in a wide group,
-// scale * (128 * q + fine). `sum` is -32 times the sum of the group's integers, `first_sum` of the first sixteen:
-// what codes of weights with a centre of 32 have too much. `offset` is scale times the sum.
+// scale * (128 * q + fine). `sum` is -32 times the sum of the group's integers, `first_sum` and `last_sum`
+// of each sixteen: what codes of weights with a centre of 32 have too much. `offset` is scale times the sum.
 struct RoundedGroup {
   int8_t q[GROUP];
   float scale;
   float offset;
   int32_t sum;
   int32_t first_sum;
+  int32_t last_sum;
 };
 
 // Rows rounded to integers. A tile's groups lie together, so that a kernel finds those of its tokens at fixed places:

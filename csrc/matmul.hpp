@@ -52,6 +52,25 @@ static inline VI single_dot(const uint8_t* codes, const int8_t* q, int run) {
   return add_int(one, other);
 }
 
+// What a tile holds in registers. It lies in memory while wide groups are looked at, for otherwise the compiler would
+// hold it there all the time.
+template <int TOKENS>
+struct Held {
+  VI dots[TOKENS];
+  VF sums[TOKENS];
+};
+
+template <Layout LAYOUT, int TOKENS>
+[[gnu::noinline]] static void widen(const LinearArgs& a, const uint8_t* codes, const RoundedGroup* x, int64_t g, int64_t row,
+                                    int run, Held<TOKENS>& held) {
+  const int64_t groups = a.matrix->groups();
+  const uint8_t* wide = a.quantized.wide + g * a.quantized.stride + row;
+  for (int t = 0; t < TOKENS; ++t) {
+    const int8_t* fine = a.quantized.fine + ((row + t) * groups + g) * GROUP;
+    if (wide[t]) held.dots[t] = Format<LAYOUT>::widen(held.dots[t], x[t], codes, fine, run);
+  }
+}
+
 // One group joins the sums of sixteen output rows, for TOKENS tokens; `row` is the first of them. Where sixteen inputs
 // have factors of their own, the first ones join before the last ones are looked at, so that dots of one run are held.
 template <Layout LAYOUT, int TOKENS>
@@ -60,8 +79,8 @@ static inline void integer_group(const LinearArgs& a, const GroupPlace& place, c
   using Weights = Format<LAYOUT>;
   constexpr int RUNS = Weights::RUNS;
   const uint8_t* codes = Weights::codes(place, half);
-  const Factors<RUNS> factors = Weights::factors(place, half);
   const uint8_t* wide = a.quantized.wide + g * a.quantized.stride + row;
+  VF first[TOKENS];  // of two runs
   PUNA_UNROLL for (int run = 0; run < RUNS; ++run) {
     VI dots[TOKENS];
     PUNA_UNROLL for (int t = 0; t < TOKENS; ++t) dots[t] = Weights::start(x[t], run);
@@ -74,11 +93,17 @@ static inline void integer_group(const LinearArgs& a, const GroupPlace& place, c
       }
     }
     if (any_wide<TOKENS>(wide)) [[unlikely]] {
-      const int64_t groups = a.matrix->groups();
-      PUNA_UNROLL for (int t = 0; t < TOKENS; ++t)
-        if (wide[t]) dots[t] = Weights::widen(dots[t], x[t], codes, a.quantized.fine + ((row + t) * groups + g) * GROUP, run);
+      Held<TOKENS> held;
+      PUNA_UNROLL for (int t = 0; t < TOKENS; ++t) held.dots[t] = dots[t], held.sums[t] = sum[t];
+      widen<LAYOUT, TOKENS>(a, codes, x, g, row, run, held);
+      PUNA_UNROLL for (int t = 0; t < TOKENS; ++t) dots[t] = held.dots[t], sum[t] = held.sums[t];
     }
-    PUNA_UNROLL for (int t = 0; t < TOKENS; ++t) sum[t] = Weights::join(sum[t], factors, dots[t], x[t], run);
+    const Factors<RUNS> factors = Weights::factors(place, half);
+    PUNA_UNROLL for (int t = 0; t < TOKENS; ++t) {
+      if constexpr (RUNS == 1) sum[t] = Weights::join(sum[t], factors, dots[t], x[t]);
+      else if (run == 0) first[t] = Weights::times_first(factors, dots[t]);
+      else sum[t] = Weights::join(sum[t], factors, first[t], dots[t], x[t]);
+    }
   }
 }
 

@@ -52,7 +52,6 @@ bool is_finite(uint16_t half) { return (half & 0x7c00u) != 0x7c00u; }
 template <Layout LAYOUT, bool BY_ROWS>
 void pack_panel(FileType type, const uint8_t* row, size_t stride, int64_t first, int rows, int64_t groups, uint8_t* panel) {
   constexpr Shape shape = shape_of(LAYOUT);
-  constexpr int LOW = shape.codes == Codes::bytes ? 255 : 15;
   for (int64_t g = 0; g < groups; ++g) {
     const GroupPlace place = place_of<LAYOUT>(panel, g);
     uint8_t* codes = const_cast<uint8_t*>(place.group) + shape.factor_bytes();
@@ -60,12 +59,11 @@ void pack_panel(FileType type, const uint8_t* row, size_t stride, int64_t first,
       const WeightGroup group = read_group(type, row + static_cast<size_t>(lane) * stride, g);
       if (!shape.floats && !(is_finite(group.scale) && is_finite(group.minimum))) refuse_scale(first + lane, g);
       move_factors<LAYOUT, true>(place, lane, group);
-      const auto put = [&](BitPlace at, int bits) {
-        codes[at.byte] = static_cast<uint8_t>(codes[at.byte] | bits << at.shift);
-      };
-      for (int k = 0; k < GROUP; ++k) put(low_bits<shape.codes, BY_ROWS>(lane, k), group.codes[k] & LOW);
-      if constexpr (shape.codes == Codes::fives || shape.codes == Codes::sixes)
-        for (int k = 0; k < GROUP; ++k) put(high_bits<shape.codes, BY_ROWS>(lane, k), group.codes[k] >> 4);
+      for (int k = 0; k < GROUP; ++k)
+        for_bits<shape.codes, BY_ROWS>(lane, k, [&](BitPlace at, int bit, int width) {
+          const int bits = group.codes[k] >> bit & ((1 << width) - 1);
+          codes[at.byte] = static_cast<uint8_t>(codes[at.byte] | bits << at.shift);
+        });
     }
   }
 }
@@ -73,20 +71,16 @@ void pack_panel(FileType type, const uint8_t* row, size_t stride, int64_t first,
 template <Layout LAYOUT, bool BY_ROWS>
 void unpack(const uint8_t* panel, int64_t groups, int lane, float* out) {
   constexpr Shape shape = shape_of(LAYOUT);
-  constexpr int LOW = shape.codes == Codes::bytes ? 255 : 15;
-  constexpr int HIGH = shape.codes == Codes::fives ? 1 : 3;
   for (int64_t g = 0; g < groups; ++g, out += GROUP) {
     const GroupPlace place = place_of<LAYOUT>(panel, g);
     const uint8_t* codes = place.group + shape.factor_bytes();
     WeightGroup group;
     move_factors<LAYOUT, false>(place, lane, group);
     for (int k = 0; k < GROUP; ++k) {
-      const BitPlace low = low_bits<shape.codes, BY_ROWS>(lane, k);
-      int code = codes[low.byte] >> low.shift & LOW;
-      if constexpr (shape.codes == Codes::fives || shape.codes == Codes::sixes) {
-        const BitPlace high = high_bits<shape.codes, BY_ROWS>(lane, k);
-        code |= (codes[high.byte] >> high.shift & HIGH) << 4;
-      }
+      int code = 0;
+      for_bits<shape.codes, BY_ROWS>(lane, k, [&](BitPlace at, int bit, int width) {
+        code |= (codes[at.byte] >> at.shift & ((1 << width) - 1)) << bit;
+      });
       group.codes[k] = static_cast<uint8_t>(code);
     }
     decode_group(LAYOUT, group, out);

@@ -55,6 +55,7 @@ static void quantize(const float* x, int64_t width, const QuantizedRows& out, in
       to->offset = to->scale * static_cast<float>(sums.first + sums.second);
       to->sum = -32 * (sums.first + sums.second);
       to->first_sum = -32 * sums.first;
+      to->last_sum = -32 * sums.second;
     }
     // Only written where it changes: bytes of rows that other threads round lie beside it.
     uint8_t& flag = out.wide[g * out.stride + row];

@@ -107,15 +107,19 @@ static inline VB high_nibbles(VB x) {
   const __m256i m = _mm256_set1_epi8(15);
   return {_mm256_and_si256(_mm256_srli_epi16(x.a, 4), m), _mm256_and_si256(_mm256_srli_epi16(x.b, 4), m)};
 }
-template <int LEFT>
-static inline __m256i with_bits_half(__m256i low, __m256i plane, uint8_t mask) {
-  const __m256i bits = LEFT >= 0 ? _mm256_slli_epi32(plane, LEFT >= 0 ? LEFT : 0) : _mm256_srli_epi32(plane, LEFT >= 0 ? 0 : -LEFT);
-  return _mm256_or_si256(low, _mm256_and_si256(bits, _mm256_set1_epi8(static_cast<char>(mask))));
+static inline VB shifted_nibbles(VB x) { return {_mm256_srli_epi16(x.a, 4), _mm256_srli_epi16(x.b, 4)}; }
+template <int RIGHT>
+static inline VB fields(VB x, uint8_t mask) {
+  const __m256i m = _mm256_set1_epi8(static_cast<char>(mask));
+  return {_mm256_and_si256(_mm256_srli_epi32(x.a, RIGHT), m), _mm256_and_si256(_mm256_srli_epi32(x.b, RIGHT), m)};
 }
 template <int LEFT>
-static inline VB with_bits(VB low, VB plane, uint8_t mask) {
-  return {with_bits_half<LEFT>(low.a, plane.a, mask), with_bits_half<LEFT>(low.b, plane.b, mask)};
+static inline __m256i below_half(__m256i low, __m256i above) {
+  const __m256i m = _mm256_set1_epi8(15);
+  return _mm256_or_si256(_mm256_and_si256(low, m), _mm256_andnot_si256(m, _mm256_slli_epi32(above, LEFT)));
 }
+template <int LEFT>
+static inline VB below(VB low, VB above) { return {below_half<LEFT>(low.a, above.a), below_half<LEFT>(low.b, above.b)}; }
 static inline VB look_up(VB index, const uint8_t* table) {
   const __m256i entries = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
   return {_mm256_shuffle_epi8(entries, index.a), _mm256_shuffle_epi8(entries, index.b)};

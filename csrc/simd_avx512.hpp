@@ -79,11 +79,19 @@ static inline VB low_nibbles(VB a) { return {_mm512_and_si512(a.v, _mm512_set1_e
 static inline VB high_nibbles(VB a) {
   return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))};
 }
-// `low` with those bits of `plane` that lie under `mask` of each byte, once it is shifted to the left.
+// The high nibble of each byte in its low four bits; what lies above them is nobody's.
+static inline VB shifted_nibbles(VB a) { return {_mm512_srli_epi16(a.v, 4)}; }
+// Each byte shifted to the right, then those bits of it that `mask` names; none may come from another byte.
+template <int RIGHT>
+static inline VB fields(VB a, uint8_t mask) {
+  const __m512i bits = RIGHT == 0 ? a.v : _mm512_srli_epi32(a.v, RIGHT);
+  return {_mm512_and_si512(bits, _mm512_set1_epi8(static_cast<char>(mask)))};
+}
+// The low four bits of each byte of `low`, below the high four of `above`, which is shifted to the left by 0 or 4 before.
 template <int LEFT>
-static inline VB with_bits(VB low, VB plane, uint8_t mask) {
-  const __m512i bits = LEFT >= 0 ? _mm512_slli_epi32(plane.v, LEFT >= 0 ? LEFT : 0) : _mm512_srli_epi32(plane.v, LEFT >= 0 ? 0 : -LEFT);
-  return {_mm512_ternarylogic_epi32(low.v, bits, _mm512_set1_epi8(static_cast<char>(mask)), 0xf8)};  // a | (b & c)
+static inline VB below(VB low, VB above) {
+  const __m512i bits = LEFT == 0 ? above.v : _mm512_slli_epi32(above.v, LEFT);
+  return {_mm512_ternarylogic_epi32(_mm512_set1_epi8(15), low.v, bits, 0xca)};  // mask ? low : bits
 }
 // The entries of a table of sixteen bytes.
 static inline VB look_up(VB index, const uint8_t* table) {

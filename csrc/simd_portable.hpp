@@ -112,12 +112,15 @@ static inline VB high_nibbles(VB a) {
   for (int i = 0; i < 4 * LANES; ++i) a.v[i] = static_cast<uint8_t>(a.v[i] >> 4);
   return a;
 }
+static inline VB shifted_nibbles(VB a) { return high_nibbles(a); }
+template <int RIGHT>
+static inline VB fields(VB a, uint8_t mask) {
+  for (int i = 0; i < 4 * LANES; ++i) a.v[i] = static_cast<uint8_t>(a.v[i] >> RIGHT & mask);
+  return a;
+}
 template <int LEFT>
-static inline VB with_bits(VB low, VB plane, uint8_t mask) {
-  for (int i = 0; i < 4 * LANES; ++i) {
-    const int bits = LEFT >= 0 ? plane.v[i] << (LEFT >= 0 ? LEFT : 0) : plane.v[i] >> (LEFT >= 0 ? 0 : -LEFT);
-    low.v[i] = static_cast<uint8_t>(low.v[i] | (bits & mask));
-  }
+static inline VB below(VB low, VB above) {
+  for (int i = 0; i < 4 * LANES; ++i) low.v[i] = static_cast<uint8_t>((low.v[i] & 15) | (above.v[i] << LEFT & 0xf0));
   return low;
 }
 static inline VB look_up(VB index, const uint8_t* table) {
