@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import msgspec
 
 from puna.bench.kernels import KernelFigure
+from puna.bench.layouts import LayoutFigure
 from puna.bench.limits import MachineLimits
 from puna.bench.machine import MachineReport
 from puna.bench.offline import Run
@@ -80,6 +81,14 @@ class KernelReport(msgspec.Struct, frozen=True, kw_only=True):
     machine: MachineReport
     limits: MachineLimits
     kernels: list[KernelFigure]
+
+
+class LayoutReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What the machine can do and what the product with each type of weights does, measured in one run."""
+
+    machine: MachineReport
+    limits: MachineLimits
+    layouts: list[LayoutFigure]
 
 
 def latency_of(runs: Sequence[Run]) -> Latency:

@@ -18,7 +18,7 @@ from puna.cli.option_group import takes_groups
 from puna.errors import InputError
 
 if TYPE_CHECKING:
-    from puna.bench.figures import KernelReport, Report
+    from puna.bench.figures import KernelReport, LayoutReport, Report
     from puna.bench.workload import Workload
 
 app = typer.Typer(
@@ -166,6 +166,34 @@ def kernels(
     print_kernels(report)
 
 
+@app.command()
+def layouts(
+    types: Annotated[str, typer.Option("--types", help="Types of weights, as Q4_K,Q6_K; all of them by default.")] = "",
+    rows: Annotated[str, typer.Option("--rows", help="Rows that are multiplied at once.")] = "1,16,512",
+    json: JsonFile = None,
+    threads: options.Threads = 0,
+    isa: options.Isa = "auto",
+) -> None:
+    """Products with types of weights that have a layout of their own, beside their bounds; needs no model."""
+    from puna.bench.layouts import FACTORS_AT, MOST_ROWS
+
+    wanted = [name.strip().upper() for name in types.split(",")] if types else list(FACTORS_AT)
+    for name in wanted:
+        if name not in FACTORS_AT:
+            raise typer.BadParameter(f"{name!r} is none of {', '.join(FACTORS_AT)}", param_hint="--types")
+    counts = [int(part) if part.strip().isdecimal() else 0 for part in rows.split(",")]
+    if not all(1 <= count <= MOST_ROWS for count in counts):
+        raise typer.BadParameter(f"{rows!r} is no list of numbers from 1 to {MOST_ROWS}", param_hint="--rows")
+
+    from puna.cli.bench_run import run_layouts
+    from puna.cli.bench_tables import print_layouts
+
+    with _written(json):
+        report = run_layouts(wanted, counts, threads, isa)
+    _finish(report, json)
+    print_layouts(report)
+
+
 def _workload(*, named: str | None = None, **fields: float) -> Workload:
     """Wrong usage (exit code 2) where a field is out of range; `named` is the option, where not the field's name."""
     from puna.bench.workload import Workload
@@ -189,7 +217,7 @@ def _written(path: Path | None) -> Iterator[None]:
     yield
 
 
-def _finish(report: Report | KernelReport, path: Path | None) -> None:
+def _finish(report: Report | KernelReport | LayoutReport, path: Path | None) -> None:
     if path is not None:
         import msgspec
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from puna.bench.figures import KernelReport, Report, Target
+from puna.bench.figures import KernelReport, LayoutReport, Report, Target
 from puna.bench.machine import MachineWatch
 from puna.bench.offline import Run, run_offline
 from puna.bench.online import find_server, run_online
@@ -101,6 +101,22 @@ def run_kernels(config: EngineConfig) -> KernelReport:
         kv_dtype=settled.kv_dtype,
     )
     return KernelReport(target=target, machine=watch.report(), limits=limits, kernels=kernels)
+
+
+def run_layouts(types: Sequence[str], row_counts: Sequence[int], threads: int, isa: str) -> LayoutReport:
+    """Limits of the machine and products with these types of weights, with so many rows."""
+    from puna.bench.layouts import layout_steps, measure_layouts
+    from puna.bench.limits import limit_steps, measure_limits
+    from puna.engine.backend import check_threads
+    from puna.kernels.cpu import available_threads, settled_path
+
+    check_threads(threads)
+    path = settled_path(isa)
+    watch = MachineWatch()
+    with _progress("measuring", limit_steps() + layout_steps(types, row_counts)) as tick:
+        limits = measure_limits(path, threads or available_threads(), tick)
+        layouts = measure_layouts(types, row_counts, limits, tick)
+    return LayoutReport(machine=watch.report(), limits=limits, layouts=layouts)
 
 
 def _resolved(config: EngineConfig) -> EngineConfig:

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from puna.bench.figures import KernelReport, Report, Target
+from puna.bench.figures import KernelReport, LayoutReport, Report, Target
+from puna.bench.limits import MachineLimits
 from puna.bench.machine import MachineReport
 from puna.bench.spread import Spread
 from puna.cli.plain import plain
@@ -62,19 +63,7 @@ def print_prefill(report: Report) -> None:
 
 
 def print_kernels(report: KernelReport) -> None:
-    limits = report.limits
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("limits of this machine")
-    table.add_column("", justify="right")
-    for point in limits.read:
-        table.add_row(f"read, {_bytes(point.working_bytes)} over and over", f"{point.bytes_per_s / 1e9:.0f} GB/s")
-    for kind, rate in limits.operations_per_s.items():
-        table.add_row(f"multiply and add, {kind}", f"{rate / 1e9:,.0f} GOP/s")
-    table.add_row("threads meet at a barrier", f"{limits.barrier_s * 1e9:.0f} ns")
-    table.add_row("an empty job on the pool", f"{limits.dispatch_s * 1e9:.0f} ns")
-    _console().print(table)
-    _console().print()
-
+    _print_limits(report.limits)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("kernel", "step", "operators", "ms", "spread", "GB/s", "GOP/s", "bound", "share"):
         table.add_column(column, justify="left" if column in ("kernel", "step", "bound") else "right")
@@ -93,6 +82,42 @@ def print_kernels(report: KernelReport) -> None:
     _print(table, report.target, report.machine, "all operators of a kind together; decoding behind 192 tokens each")
 
 
+def print_layouts(report: LayoutReport) -> None:
+    _print_limits(report.limits)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("type", "bits", "packed", "rows", "ms", "spread", "GB/s", "GOP/s", "bound", "share", "beside Q4_1"):
+        table.add_column(column, justify="left" if column in ("type", "bound") else "right")
+    for figure in report.layouts:
+        table.add_row(
+            figure.type,
+            f"{figure.bits:.2f}",
+            f"{figure.packed_bits:.2f}",
+            str(figure.rows),
+            f"{1e3 * figure.seconds.median:.3f}",
+            f"{figure.seconds.share:.0%}",
+            f"{figure.moved_bytes_per_s / 1e9:.1f}",
+            f"{figure.operations_per_s / 1e9:,.0f}",
+            figure.bound,
+            f"{figure.share:.0%}",
+            f"{figure.beside:.2f}",
+        )
+    _print_beside(table, report.machine, f"random weights; {report.limits.path}, {report.limits.threads} threads")
+
+
+def _print_limits(limits: MachineLimits) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("limits of this machine")
+    table.add_column("", justify="right")
+    for point in limits.read:
+        table.add_row(f"read, {_bytes(point.working_bytes)} over and over", f"{point.bytes_per_s / 1e9:.0f} GB/s")
+    for kind, rate in limits.operations_per_s.items():
+        table.add_row(f"multiply and add, {kind}", f"{rate / 1e9:,.0f} GOP/s")
+    table.add_row("threads meet at a barrier", f"{limits.barrier_s * 1e9:.0f} ns")
+    table.add_row("an empty job on the pool", f"{limits.dispatch_s * 1e9:.0f} ns")
+    _console().print(table)
+    _console().print()
+
+
 def _table(title: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column(title)
@@ -106,10 +131,15 @@ def _add(table: Table, name: str, values: Spread, digits: int) -> None:
 
 
 def _print(table: Table, target: Target, machine: MachineReport, what: str) -> None:
+    _print_beside(table, machine, f"{plain(target.model)}: {what}; {_engine(target)}")
+
+
+def _print_beside(table: Table, machine: MachineReport, what: str) -> None:
+    """`what` was measured, and what else ran meanwhile."""
     console = _console()
     console.print(table)
     console.print()
-    console.print(Text(f"{plain(target.model)}: {what}; {_engine(target)}"))
+    console.print(Text(what))
     console.print(
         Text(
             f"{plain(machine.processor)}, {machine.usable_threads} of {machine.cores} cores usable; {machine.date}; "

@@ -68,6 +68,19 @@ def test_kernels_names_every_kind_of_operator_beside_its_bound(tiny_model: Path,
     assert report["limits"]["operations_per_s"]["f32"] > 0
 
 
+def test_layouts_are_measured_beside_their_bound_and_beside_q4_1(tmp_path: Path) -> None:
+    report = measured(
+        tmp_path / "out.json", "layouts", "--types", "q6_k", "--rows", "1,3", "--threads", "1", "--isa", paths()[0]
+    )
+    figures = report["layouts"]
+    assert [(each["type"], each["rows"]) for each in figures] == [("Q4_1", 1), ("Q6_K", 1), ("Q4_1", 3), ("Q6_K", 3)]
+    q4_1, q6_k = figures[:2]
+    assert q4_1["beside"] == 1
+    assert q6_k["beside"] == pytest.approx(q6_k["share"] / q4_1["share"])
+    assert (q6_k["bits"], q6_k["packed_bits"]) == (6.5625, 6.5625)  # nothing is widened when it is packed
+    assert all(figure["share"] > 0 and figure["bound"] in ("memory", "int8", "bf16_tiles") for figure in figures)
+
+
 def test_a_server_is_measured_by_the_same_command(tiny_model: Path, tmp_path: Path) -> None:
     serving = subprocess.Popen(
         [*COMMAND, "serve", str(tiny_model), "--port", "0"],
@@ -102,6 +115,8 @@ def test_a_server_is_measured_by_the_same_command(tiny_model: Path, tmp_path: Pa
         (["latency", "--url", "http://127.0.0.1:9"], 1, "cannot reach"),
         (["kernels", "--isa", "z80"], 1, "portable"),
         (["kernels", "--threads", "1000"], 1, "threads"),
+        (["layouts", "--types", "Q4_1,Q9_9"], 2, "IQ4_XS"),
+        (["layouts", "--rows", "0"], 2, "--rows"),
         (["latency", "--json", "/nowhere/at/all.json"], 1, "/nowhere/at/all.json"),
     ],
 )
