@@ -45,6 +45,9 @@ def serve(
     strict: Annotated[
         bool, typer.Option(help="Refuse unknown parameters, instead of naming them in the header puna-ignored.")
     ] = False,
+    metrics_names: Annotated[
+        Literal["puna", "vllm"], typer.Option("--metrics-names", help="Whose names /metrics gives its figures.")
+    ] = "puna",
     *,
     engine: options.EngineOptions,
     max_seqs: options.MaxSeqs = 64,
@@ -90,6 +93,7 @@ def serve(
         hang_s=hang,
         dialect=dialect,
         strict=strict,
+        metrics_names=metrics_names,
     )
     if api_key is None and host not in ("127.0.0.1", "::1", "localhost"):
         print(f"anyone who can reach {host} can use this server; --api-key sets a key", file=sys.stderr)

@@ -63,7 +63,10 @@ class Engine:
         return tuple(self._live)
 
     def stats(self) -> EngineStats:
-        return EngineStats(self.scheduler.stats(), self.counters.as_dict(), len(self._live))
+        counters = self.counters
+        return EngineStats(
+            self.scheduler.stats(), counters.as_dict(), len(self._live), counters.step_tokens.counts.copy()
+        )
 
     def check(self, request: EngineRequest) -> None:
         """InputError where `add` would refuse the request for what it asks."""
@@ -130,6 +133,7 @@ class Engine:
         if prepared.one_each and (decoding := self._decoding_of(prepared)) is not None:
             news = self._deliver_column(decoding, step, output, now, outbox)
         else:
+            self._note_begun(step, now)
             self.scheduler.commit(step, now)
             news = self._deliver(prepared, output, now, outbox)
         if self._recorder is not None:
@@ -137,6 +141,7 @@ class Engine:
         counters = self.counters
         counters.steps += 1
         counters.computed_tokens += step.tokens
+        counters.step_tokens.observe(step.tokens)
         counters.schedule_s += scheduled - begun
         counters.prepare_s += ready - scheduled
         counters.forward_s += ran - ready
@@ -164,6 +169,12 @@ class Engine:
         if reason is not None:
             self._outbox.append(ended(sample, reason, stop_token_id=stop_id))
             self._end(stream, sample, reason)
+
+    def _note_begun(self, step: ScheduledStep, now: float) -> None:
+        for row in step.rows:
+            stream = self._runner.stream_of(row.sequence)
+            if stream.begun_s is None:
+                stream.begun_s = now
 
     def _owners(self, step: ScheduledStep) -> list[tuple[str, list[int]]]:
         samples = [self._runner.stream_of(row.sequence).samples for row in step.rows]
@@ -218,6 +229,7 @@ class Engine:
                 continue
             live = self._live[sample.request_id]
             child = self._maker.child(live.request, stream, sample)
+            child.begun_s = stream.begun_s
             self.scheduler.fork(stream.sequence, child.sequence, now)
             self._runner.enter(child)
             live.streams.append(child)
@@ -249,6 +261,7 @@ class Engine:
             prompt_logprobs=stream.scores.entries() if first and stream.scores is not None else None,
             seed=sample.recipe.seed if first and sample.recipe.params.temperature >= GREEDY_BELOW else None,
             cached_tokens=sequence.cached_len if first else None,
+            queue_s=stream.queue_s if first else None,
             finish_reason=reason,
             stop_token_id=stop_id,
         )

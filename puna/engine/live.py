@@ -73,7 +73,8 @@ def position_logprobs(
 class Stream:
     """A sequence and the samples that are drawn from it: all n before the fork, one after.
 
-    `slot` is the runner's row (-1: none), of which `known_len` tokens are written.
+    `slot` is the runner's row (-1: none), of which `known_len` tokens are written. `begun_s`: when its first step
+    began, on the engine's clock.
     """
 
     sequence: Sequence
@@ -81,6 +82,12 @@ class Stream:
     scores: PromptScores | None = None
     slot: int = -1
     known_len: int = 0
+    begun_s: float | None = None
+
+    @property
+    def queue_s(self) -> float:
+        """How long it waited for its first step."""
+        return 0.0 if self.begun_s is None else max(0.0, self.begun_s - self.sequence.arrival)
 
 
 @dataclass(slots=True, eq=False)

@@ -185,6 +185,7 @@ class SampleUpdate(msgspec.Struct, frozen=True, kw_only=True):
     prompt_logprobs: list[PositionLogprobs | None] | None = None  # with the first token only; first entry None
     seed: int | None = None  # what this sample draws with, unless it is greedy; with the first token only
     cached_tokens: int | None = None  # with the first token only: prompt tokens that came from the prefix cache
+    queue_s: float | None = None  # with the first token only: from its arrival in the engine to its first step
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
     error: str | None = None

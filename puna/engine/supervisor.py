@@ -19,9 +19,10 @@ from typing import Literal
 from puna.engine.client import UNHEALTHY_S, EngineClient, EngineHealth
 from puna.engine.config import EngineConfig
 from puna.engine.messages import EngineInfo
+from puna.engine.meter import Meter
 from puna.engine.params import EngineRequest, SampleUpdate
 from puna.engine.resumable import Resumable
-from puna.engine.stats import EngineStats
+from puna.engine.stats import EngineStats, totals
 from puna.engine.trials import Trials
 from puna.errors import CulpritError, EngineError, InputError, OverloadedError, PunaError
 
@@ -49,6 +50,8 @@ class Supervisor:
         self._hang_s = hang_s
         self._client: EngineClient | None = client
         self._last = client
+        self._past: EngineStats | None = None  # of the engines before it
+        self.meter = Meter(client.info.max_model_len)
         self._down_since = 0.0
         self._in_vain = 0
         self._closing = False
@@ -101,6 +104,11 @@ class Supervisor:
     def stats(self) -> EngineStats | None:
         """The figures of the newest engine after its last step; None before the first."""
         return self._last.stats
+
+    @property
+    def totals(self) -> EngineStats | None:
+        """As `stats`, with everything that is counted summed over all engines since the start."""
+        return totals(self._past, self._last.stats)
 
     @property
     def state(self) -> State:
@@ -179,6 +187,7 @@ class Supervisor:
             while self._client is None:
                 await asyncio.sleep(DELAYS_S[min(self._in_vain, len(DELAYS_S) - 1)])
                 self._client = await self._another()
+            self._past = totals(self._past, self._last.stats)
             self._last = self._client
             self.info = self._client.info
             self.restarts += 1

@@ -17,6 +17,7 @@ from puna.server.endpoints import chat_completions, completions, model_card
 from puna.server.errors import RequestError
 from puna.server.health import health_response, ready_response
 from puna.server.ignored import IgnoredNames
+from puna.server.metrics import metrics_routes
 from puna.server.serving import Serving
 from puna.server.tokens import token_routes
 
@@ -58,6 +59,7 @@ def make_app(serving: Serving) -> FastAPI:
         return json_response({"version": puna.__version__})
 
     app.include_router(token_routes(serving))
+    app.include_router(metrics_routes(serving))
 
     async def answer_error(_: Request, error: Exception) -> Response:
         return error_response(error, serving.dialect.error)

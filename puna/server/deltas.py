@@ -20,9 +20,11 @@ from puna.engine.output import SampleText
 from puna.engine.params import EngineRequest, PositionLogprobs, SampleUpdate, SamplingParams
 from puna.errors import EngineError
 from puna.server.answers import PromptTokensDetails, Usage
+from puna.server.asked import ASKED
 from puna.server.errors import DeadlineError
 
 if TYPE_CHECKING:
+    from puna.engine.meter import RequestWatch
     from puna.engine.supervisor import Supervisor
     from puna.models.tokenizer import Tokenizer
 
@@ -153,34 +155,39 @@ async def _one(
     params = request.params
     texts = [_sample_text(tokenizer, request.prompt_token_ids, params) for _ in range(params.n)]
     running = params.n
-    async with aclosing(client.generate(request)) as updates:
-        async for update in updates if until is None else _in_time(updates, until):
-            sample = texts[update.index]
-            if sample.finished:
-                continue
-            delta = sample.push(update)
-            if delta.finish_reason in ("error", "abort"):
-                raise EngineError(delta.error or "the engine ended this request before it was done; send it again")
-            running -= delta.finish_reason is not None
-            if delta.abort and running:
-                await client.abort(request.request_id, update.index)
-            yield Delta(
-                index=first_index + update.index,
-                text=delta.text,
-                token_ids=delta.token_ids,
-                logprobs=delta.logprobs or [],
-                prompt_logprobs=update.prompt_logprobs,
-                cached_tokens=update.cached_tokens,
-                seed=update.seed,
-                finish_reason=delta.finish_reason,
-                stop_reason=delta.stop_reason,
-            )
-            if not running:
-                return  # closing `updates` aborts what a stop string cut short
-    for index, sample in enumerate(texts):
-        if not sample.finished:  # its time is over
-            held = sample.push(SampleUpdate(request_id="", index=index, token_ids=[], finish_reason="length")).text
-            yield Delta(first_index + index, held, [], [], finish_reason="length", stop_reason=DEADLINE)
+    with _watch(client, request) as watch:
+        async with aclosing(client.generate(request)) as updates:
+            async for update in updates if until is None else _in_time(updates, until):
+                sample = texts[update.index]
+                if sample.finished:
+                    continue
+                delta = sample.push(update)
+                if update.cached_tokens is not None:
+                    watch.note_start(update.cached_tokens, update.queue_s or 0.0)
+                if delta.finish_reason in ("error", "abort"):
+                    raise EngineError(delta.error or "the engine ended this request before it was done; send it again")
+                running -= delta.finish_reason is not None
+                watch.note(update.index, len(delta.token_ids), delta.finish_reason)
+                if delta.abort and running:
+                    await client.abort(request.request_id, update.index)
+                yield Delta(
+                    index=first_index + update.index,
+                    text=delta.text,
+                    token_ids=delta.token_ids,
+                    logprobs=delta.logprobs or [],
+                    prompt_logprobs=update.prompt_logprobs,
+                    cached_tokens=update.cached_tokens,
+                    seed=update.seed,
+                    finish_reason=delta.finish_reason,
+                    stop_reason=delta.stop_reason,
+                )
+                if not running:
+                    return  # closing `updates` aborts what a stop string cut short
+        for index, sample in enumerate(texts):
+            if not sample.finished:  # its time is over
+                watch.note(index, 0, "length")
+                held = sample.push(SampleUpdate(request_id="", index=index, token_ids=[], finish_reason="length")).text
+                yield Delta(first_index + index, held, [], [], finish_reason="length", stop_reason=DEADLINE)
 
 
 async def _in_time(updates: AsyncGenerator[SampleUpdate], until: float) -> AsyncGenerator[SampleUpdate]:
@@ -192,6 +199,15 @@ async def _in_time(updates: AsyncGenerator[SampleUpdate], until: float) -> Async
         except (TimeoutError, StopAsyncIteration):
             return
         yield update
+
+
+def _watch(client: Supervisor, request: EngineRequest) -> RequestWatch:
+    """Counts what becomes of the request, and tells whoever keeps account of the HTTP request that it belongs to."""
+    asked = ASKED.get()
+    watch = client.meter.watch(request, None if asked is None else asked.since_s)
+    if asked is not None:
+        asked.watches.append(watch)
+    return watch
 
 
 def _sample_text(tokenizer: Tokenizer, prompt_ids: list[int], params: SamplingParams) -> SampleText:

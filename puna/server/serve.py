@@ -12,6 +12,7 @@ import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import uvicorn
 
@@ -41,6 +42,7 @@ class ServeOptions:
     hang_s: float = HANG_S
     dialect: str = "openai"
     strict: bool = False
+    metrics_names: Literal["puna", "vllm"] = "puna"
 
 
 class PortError(PunaError):
@@ -119,6 +121,7 @@ async def _serve(
             max_body_bytes=options.max_body_bytes,
             dialect=DIALECTS[options.dialect],
             strict=options.strict,
+            metrics_names=options.metrics_names,
         )
         for line in info.memory:
             announce(f"  {line.name:16} {line.size:>10}  {line.note}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hmac
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from starlette.requests import Request
 
@@ -38,6 +38,7 @@ class Serving:
     max_body_bytes: int
     dialect: Dialect
     strict: bool
+    metrics_names: Literal["puna", "vllm"] = "puna"
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
