@@ -78,9 +78,11 @@ bool copy_values(const RangeTiles& tiles, const CacheLayout& layout, Seen seen, 
     const size_t at = static_cast<size_t>(key % KEY_TILE / 2) * pair_bytes;
     const uint8_t* from = tiles.values[key / KEY_TILE] + at;
     const uint8_t* next = tiles.next_values[key / KEY_TILE] + at;
+    const uint8_t* next_key = tiles.next_keys[key / KEY_TILE] + at;  // a tile of keys is as long as one of values
     const __mmask32 kept = (first_seen ? 0x55555555u : 0u) | (second_seen ? 0xaaaaaaaau : 0u);
     for (size_t byte = 0; byte < pair_bytes; byte += 64) {
       fetch(next + byte);
+      fetch(next_key + byte);
       const __m512i pairs = _mm512_maskz_loadu_epi16(kept, from + byte);
       if constexpr (CHECKED) odd |= _mm512_cmpeq_epi16_mask(_mm512_and_si512(pairs, exponent), exponent);
       _mm512_store_si512(to + byte, pairs);
