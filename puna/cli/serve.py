@@ -48,6 +48,9 @@ def serve(
     metrics_names: Annotated[
         Literal["puna", "vllm"], typer.Option("--metrics-names", help="Whose names /metrics gives its figures.")
     ] = "puna",
+    store_mb: Annotated[
+        int, typer.Option("--store-mb", min=0, max=65536, help="Memory for stored responses; 0 stores none.")
+    ] = 64,
     *,
     engine: options.EngineOptions,
     max_seqs: options.MaxSeqs = 64,
@@ -94,6 +97,7 @@ def serve(
         dialect=dialect,
         strict=strict,
         metrics_names=metrics_names,
+        store_bytes=store_mb << 20,
     )
     if api_key is None and host not in ("127.0.0.1", "::1", "localhost"):
         print(f"anyone who can reach {host} can use this server; --api-key sets a key", file=sys.stderr)

@@ -14,10 +14,14 @@ import puna
 from puna.errors import PunaError
 from puna.server.delivery import error_response, json_response
 from puna.server.endpoints import chat_completions, completions, model_card
-from puna.server.errors import RequestError
+from puna.server.errors import ErrorShape, RequestError
 from puna.server.health import health_response, ready_response
 from puna.server.ignored import IgnoredNames
+from puna.server.messages.routes import PATH as MESSAGES_PATH
+from puna.server.messages.routes import message_routes
+from puna.server.messages.shapes import anthropic_error
 from puna.server.metrics import metrics_routes
+from puna.server.responses.routes import response_routes
 from puna.server.serving import Serving
 from puna.server.tokens import token_routes
 
@@ -60,13 +64,18 @@ def make_app(serving: Serving) -> FastAPI:
 
     app.include_router(token_routes(serving))
     app.include_router(metrics_routes(serving))
+    app.include_router(response_routes(serving))
+    app.include_router(message_routes(serving))
 
-    async def answer_error(_: Request, error: Exception) -> Response:
-        return error_response(error, serving.dialect.error)
+    def shape(request: Request) -> ErrorShape:
+        return anthropic_error if request.url.path.startswith(MESSAGES_PATH) else serving.dialect.error
+
+    async def answer_error(request: Request, error: Exception) -> Response:
+        return error_response(error, shape(request))
 
     async def answer_http_exception(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        response = error_response(_described(request, error), serving.dialect.error)
+        response = error_response(_described(request, error), shape(request))
         response.headers.update(error.headers or {})
         return response
 
@@ -81,7 +90,10 @@ def make_app(serving: Serving) -> FastAPI:
 def _described(request: Request, error: HTTPException) -> RequestError:
     what = f"{request.method} {request.url.path[:200]}"
     if error.status_code == 404:
-        message = f"there is no {what}; this server answers /v1/chat/completions, /v1/completions, /v1/models, /health"
+        message = (
+            f"there is no {what}; this server answers /v1/chat/completions, /v1/completions, /v1/responses, "
+            "/v1/messages, /v1/models, /tokenize, /health"
+        )
     elif error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "another method")
         message = f"{what} is not allowed; use {allowed}"

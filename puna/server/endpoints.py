@@ -37,7 +37,7 @@ async def chat_completions(serving: Serving, request: Request) -> Response:
     serving.check_model(body.model)
     refuse_unsupported(body)
     params = chat_params(body)
-    heading = new_heading(serving, "chatcmpl")
+    heading = new_heading(serving, "chatcmpl-")
 
     def prepare() -> tuple[Prompt, list[EngineRequest]]:
         context = serving.context_tokens
@@ -70,7 +70,7 @@ async def completions(serving: Serving, request: Request) -> Response:
     serving.check_model(body.model)
     refuse_unsupported(body)
     params = completion_params(body)
-    heading = new_heading(serving, "cmpl")
+    heading = new_heading(serving, "cmpl-")
 
     def prepare() -> tuple[list[Prompt], list[EngineRequest]]:
         context = serving.context_tokens
@@ -108,7 +108,7 @@ def model_card(serving: Serving) -> dict[str, Any]:
 
 
 def new_heading(serving: Serving, prefix: str) -> Heading:
-    return Heading(f"{prefix}-{secrets.token_hex(12)}", int(time.time()), serving.name, serving.fingerprint)
+    return Heading(f"{prefix}{secrets.token_hex(12)}", int(time.time()), serving.name, serving.fingerprint)
 
 
 def truncation_header(prompts: list[Prompt]) -> dict[str, str]:

@@ -43,6 +43,7 @@ class ServeOptions:
     dialect: str = "openai"
     strict: bool = False
     metrics_names: Literal["puna", "vllm"] = "puna"
+    store_bytes: int = 64 << 20
 
 
 class PortError(PunaError):
@@ -122,6 +123,7 @@ async def _serve(
             dialect=DIALECTS[options.dialect],
             strict=options.strict,
             metrics_names=options.metrics_names,
+            store_bytes=options.store_bytes,
         )
         for line in info.memory:
             announce(f"  {line.name:16} {line.size:>10}  {line.note}")

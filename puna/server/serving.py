@@ -26,7 +26,7 @@ MAX_PRIORITY = 2**31 - 1
 @dataclass(frozen=True)
 class Serving:
     """One served model. `names`: what clients may call it; the first is how answers call it. `strict`: refuse names in
-    a request that are not known, instead of leaving them out and saying so."""
+    a request that are not known, instead of leaving them out and saying so. `store_bytes`: for stored responses."""
 
     names: tuple[str, ...]
     tokenizer: Tokenizer
@@ -38,6 +38,7 @@ class Serving:
     max_body_bytes: int
     dialect: Dialect
     strict: bool
+    store_bytes: int
     metrics_names: Literal["puna", "vllm"] = "puna"
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -58,6 +59,11 @@ class Serving:
                 status=401,
                 code="invalid_api_key",
             )
+
+    def owner(self, request: Request) -> str:
+        """Whose a stored response is; checks the key."""
+        self.check_key(request)
+        return ""
 
     def check_model(self, name: str | None) -> None:
         """RequestError (404) where `name` is not a model of this server. None means the one that is served."""

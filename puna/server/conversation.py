@@ -1,0 +1,69 @@
+"""From a conversation to the deltas of its answer: what chat completions, responses and messages have in common.
+
+It knows the way from messages to the engine; it knows none of the shapes that clients see.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any
+
+from msgspec.structs import replace
+from starlette.requests import Request
+
+from puna.engine.params import SamplingParams
+from puna.engine.truncation import prompt_limit
+from puna.server.deadline import deadline_of
+from puna.server.deltas import Delta, Heading, UsageCount, answer
+from puna.server.endpoints import engine_requests
+from puna.server.ignored import Ignored
+from puna.server.prompts import Prompt, chat_prompt
+from puna.server.requests import Drawing
+from puna.server.serving import Serving
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What was asked, and its answer to come. Closing `deltas` ends the work for it."""
+
+    heading: Heading
+    prompt: Prompt
+    params: SamplingParams
+    count: UsageCount
+    deltas: AsyncGenerator[Delta]
+
+
+async def converse(
+    serving: Serving,
+    request: Request,
+    body: Drawing,
+    heading: Heading,
+    messages: list[dict[str, Any]],
+    params: SamplingParams,
+    ignored: Ignored,
+    *,
+    prefill: str = "",
+    fill_context: bool = False,
+) -> Conversation:
+    """Nothing is asked of the engine before the first delta is. RequestError, InputError where the request is wrong.
+
+    `prefill`: how the answer begins, which it does not repeat. `fill_context`: where `max_tokens` is more than the
+    context has room for, it means as many as there is room for.
+    """
+    until = deadline_of(request, body.deadline_s)
+    context = serving.context_tokens
+
+    def prepare() -> Conversation:
+        wanted = params
+        limit = prompt_limit(params, context)
+        prompt = chat_prompt(serving.tokenizer, serving.template, messages, context, limit, ignored, prefill=prefill)
+        if fill_context and params.max_tokens is not None:
+            room = max(1, context - len(prompt.token_ids))
+            wanted = params if params.max_tokens <= room else replace(params, max_tokens=room)
+        requests = engine_requests(serving, heading, body, [prompt], wanted)
+        count = UsageCount(len(prompt.token_ids), samples=wanted.n)
+        return Conversation(heading, prompt, wanted, count, answer(serving.client, serving.tokenizer, requests, until))
+
+    return await asyncio.to_thread(prepare)

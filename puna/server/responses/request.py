@@ -1,0 +1,182 @@
+"""What `/v1/responses` takes: OpenAI's fields, beyond them those that all endpoints share, and input as messages.
+
+It knows the wire's shapes of input items; it knows no model and no stored response.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from puna.engine.params import SamplingParams
+from puna.server.errors import RequestError
+from puna.server.ignored import Ignored
+from puna.server.requests import Drawing, ResponseFormat, StreamOptions, refuse_off_values
+from puna.server.sampling import given
+
+MAX_METADATA = 16
+MAX_METADATA_CHARS = 512
+LOGPROBS = "message.output_text.logprobs"
+# What may be asked for beside the text, of kinds that this server does not make: there is nothing to add.
+_EMPTY_INCLUDES = {
+    "reasoning.encrypted_content",
+    "file_search_call.results",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+    "message.input_image.image_url",
+    "computer_call_output.output.image_url",
+    "code_interpreter_call.outputs",
+}
+_TEXT_PARTS = ("input_text", "output_text", "text")
+_ITEM_FIELDS = {"type", "role", "content", "id", "status", "phase"}
+_PART_FIELDS = {"type", "text", "annotations", "logprobs"}
+
+
+class TextOptions(msgspec.Struct, frozen=True):
+    format: ResponseFormat | None = None
+    verbosity: Any = None
+
+
+class Reasoning(msgspec.Struct, frozen=True):
+    effort: str | None = None
+    summary: Any = None
+    generate_summary: Any = None
+
+
+class ResponsesRequest(Drawing, frozen=True, kw_only=True):
+    input: str | list[dict[str, Any]]
+    instructions: str | None = None
+    max_output_tokens: int | None = None
+    previous_response_id: str | None = None
+    store: bool | None = None
+    truncation: str | None = None
+    metadata: dict[str, str] | None = None
+    include: list[str] | None = None
+    top_logprobs: int | None = None
+    text: TextOptions | None = None
+    reasoning: Reasoning | None = None
+    stop: str | list[str] | None = None
+    stream_options: StreamOptions | None = None
+    tools: Any = None
+    tool_choice: Any = None
+    parallel_tool_calls: Any = None
+    max_tool_calls: Any = None
+    background: Any = None
+    conversation: Any = None
+    context_management: Any = None
+    prompt: Any = None
+    service_tier: Any = None
+    moderation: Any = None
+    # Accepted, without effect on the answer: they name the caller, or say how to cache, which happens anyway.
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    prompt_cache_options: Any = None
+
+
+OFF_VALUES: dict[str, tuple[Any, ...]] = {
+    "tools": (None, []),
+    "tool_choice": (None, "none", "auto"),
+    "parallel_tool_calls": (None, True, False),
+    "max_tool_calls": (None,),
+    "background": (None, False),
+    "conversation": (None,),
+    "context_management": (None, []),
+    "prompt": (None,),
+    "service_tier": (None, "auto", "default"),
+    "moderation": (None,),
+}
+
+
+def check(body: ResponsesRequest, ignored: Ignored) -> None:
+    """RequestError where the body asks for what this server does not have, or has a value out of range."""
+    refuse_off_values(body, OFF_VALUES)
+    text, effort = body.text, body.reasoning.effort if body.reasoning else None
+    if text is not None and text.format is not None and text.format.type != "text":
+        raise _unsupported("text.format takes {'type': 'text'} only; this server has no grammars", "text.format")
+    if text is not None and text.verbosity is not None:
+        raise _unsupported("text.verbosity is not supported by this server; leave it out", "text.verbosity")
+    if effort not in (None, "none"):
+        raise _unsupported("reasoning.effort is not supported by this server; leave it out", "reasoning.effort")
+    if body.stream_options is not None and body.stream_options.include_obfuscation:
+        raise _unsupported("include_obfuscation is not supported; leave it out", "stream_options.include_obfuscation")
+    if body.truncation not in (None, "auto", "disabled"):
+        raise RequestError(f"truncation is {body.truncation[:40]!r}; allowed: auto, disabled", param="truncation")
+    if body.top_logprobs is not None and not 0 <= body.top_logprobs <= 20:
+        raise RequestError(f"top_logprobs is {body.top_logprobs}; allowed: 0 to 20", param="top_logprobs")
+    for name in body.include or ():
+        if name not in _EMPTY_INCLUDES and name != LOGPROBS:
+            ignored.note(f"include.{name}")
+    metadata = body.metadata or {}
+    if len(metadata) > MAX_METADATA or any(
+        len(name) > 64 or len(value) > MAX_METADATA_CHARS for name, value in metadata.items()
+    ):
+        raise RequestError(
+            f"metadata takes up to {MAX_METADATA} entries, names of up to 64 characters and values of up to "
+            f"{MAX_METADATA_CHARS}",
+            param="metadata",
+        )
+
+
+def wants_logprobs(body: ResponsesRequest) -> bool:
+    return body.top_logprobs is not None or LOGPROBS in (body.include or ())
+
+
+def params_of(body: ResponsesRequest) -> SamplingParams:
+    wanted = given(body)
+    wanted["max_tokens"] = body.max_output_tokens
+    if wants_logprobs(body):
+        wanted["logprobs"] = body.top_logprobs or 0
+    if body.truncation == "auto":
+        wanted.setdefault("truncate_prompt_tokens", -1)
+    return SamplingParams(**wanted)
+
+
+def messages_of(given: str | list[dict[str, Any]], ignored: Ignored) -> list[dict[str, Any]]:
+    """The input as messages of a chat. RequestError for an item that is no text message."""
+    if isinstance(given, str):
+        return [{"role": "user", "content": given}]
+    return [_message(f"input[{index}]", item, ignored) for index, item in enumerate(given)]
+
+
+def _message(where: str, item: dict[str, Any], ignored: Ignored) -> dict[str, Any]:
+    kind = item.get("type", "message")
+    if kind != "message":
+        raise _unsupported(
+            f"{where} is of the type {str(kind)[:40]!r}; this server takes messages of text only: "
+            "{'role': 'user', 'content': '...'}",
+            where,
+        )
+    for name in item.keys() - _ITEM_FIELDS:
+        ignored.note(f"{where}.{name}")
+    role = item.get("role")
+    if role not in ("system", "developer", "user", "assistant"):
+        raise RequestError(
+            f"{where}.role is {str(role)[:80]!r}; allowed: system, developer, user, assistant", param=f"{where}.role"
+        )
+    return {"role": role, "content": _text(f"{where}.content", item.get("content"), ignored)}
+
+
+def _text(where: str, content: Any, ignored: Ignored) -> str | list[dict[str, Any]]:
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise RequestError(f"{where} takes a string or a list of text parts", param=where)
+    texts = []
+    for position, part in enumerate(content):
+        at = f"{where}[{position}]"
+        text = part.get("text") if isinstance(part, dict) and part.get("type") in _TEXT_PARTS else None
+        if not isinstance(text, str):
+            raise _unsupported(
+                f"{at} is not a text part; this model reads text only: {{'type': 'input_text', 'text': '...'}}", at
+            )
+        for name in part.keys() - _PART_FIELDS:
+            ignored.note(f"{at}.{name}")
+        texts.append({"type": "text", "text": text})
+    return texts
+
+
+def _unsupported(message: str, param: str) -> RequestError:
+    return RequestError(message, code="unsupported_parameter", param=param)

@@ -1,0 +1,191 @@
+"""`/v1/responses`: asking, reading again, forgetting, and counting the tokens of an input.
+
+It puts together what the other files here know.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import Any
+
+from fastapi import APIRouter
+from msgspec import UNSET
+from starlette.requests import Request
+from starlette.responses import Response as HttpResponse
+
+from puna.engine.params import SamplingParams
+from puna.server.body import read
+from puna.server.conversation import Conversation, converse
+from puna.server.delivery import StreamedAnswer, WholeAnswer, Wire, json_response, typed_frame
+from puna.server.endpoints import new_heading, truncation_header
+from puna.server.errors import RequestError
+from puna.server.prompts import conversation as checked_conversation
+from puna.server.responses.request import ResponsesRequest, check, messages_of, params_of, wants_logprobs
+from puna.server.responses.shapes import Response
+from puna.server.responses.store import ResponseStore, Stored
+from puna.server.responses.stream import ResponseStream, whole_response
+from puna.server.serving import Serving
+
+MAX_PAGE = 100
+
+
+def response_routes(serving: Serving) -> APIRouter:
+    router = APIRouter()
+    store = ResponseStore(serving.store_bytes)
+
+    @router.post("/v1/responses")
+    async def create(request: Request) -> HttpResponse:
+        owner = serving.owner(request)
+        return await _create(serving, store, owner, request)
+
+    @router.post("/v1/responses/input_tokens")
+    async def input_tokens(request: Request) -> HttpResponse:
+        owner = serving.owner(request)
+        return await _count(serving, store, owner, request)
+
+    @router.get("/v1/responses/{name}")
+    async def retrieve(request: Request, name: str) -> HttpResponse:
+        stored = _found(store, serving.owner(request), name)
+        if request.query_params.get("stream") == "true":
+            raise RequestError("only background responses are streamed again, and this server has none", param="stream")
+        return json_response(stored.response)
+
+    @router.delete("/v1/responses/{name}")
+    async def delete(request: Request, name: str) -> HttpResponse:
+        owner = serving.owner(request)
+        _found(store, owner, name)
+        store.delete(owner, name)
+        return json_response({"id": name, "object": "response", "deleted": True})
+
+    @router.get("/v1/responses/{name}/input_items")
+    async def input_items(request: Request, name: str) -> HttpResponse:
+        return json_response(_page(_found(store, serving.owner(request), name), request))
+
+    return router
+
+
+async def _create(serving: Serving, store: ResponseStore, owner: str, request: Request) -> HttpResponse:
+    body, ignored = await read(request, ResponsesRequest, serving.max_body_bytes, strict=serving.strict)
+    serving.check_model(body.model)
+    check(body, ignored)
+    if body.store and not store.max_bytes:
+        raise RequestError("this server stores no responses (--store-mb 0); send store=false", param="store")
+    earlier = _earlier(store, owner, body)
+    messages = earlier + messages_of(body.input, ignored)
+    params = params_of(body)
+    heading = new_heading(serving, "resp_")
+    talk = await converse(serving, request, body, heading, _instructed(body, messages), params, ignored)
+    is_stored = body.store is not False and store.max_bytes > 0
+
+    def done(whole: Response) -> None:
+        if is_stored:
+            answer = {"role": "assistant", "content": whole.output[0].content[0].text}
+            store.put(owner, Stored(whole, [*messages, answer], len(earlier)))
+
+    opening = _opening(body, params, talk, is_stored)
+    stream = ResponseStream(talk, opening, f"msg_{secrets.token_hex(12)}", serving.tokenizer, done)
+    wire = Wire(serving.dialect.error, error_event=stream.failed, frame=typed_frame, end=b"")
+    headers = truncation_header([talk.prompt])
+    if body.stream:
+        return StreamedAnswer(stream.events(), headers, wire)
+    return WholeAnswer(stream.events(), whole_response, headers, wire)
+
+
+async def _count(serving: Serving, store: ResponseStore, owner: str, request: Request) -> HttpResponse:
+    body, ignored = await read(request, ResponsesRequest, serving.max_body_bytes, strict=serving.strict)
+    serving.check_model(body.model)
+    check(body, ignored)
+    messages = _instructed(body, _earlier(store, owner, body) + messages_of(body.input, ignored))
+
+    def count() -> int:
+        template, cleaned = checked_conversation(serving.template, messages, ignored)
+        text = template.render(cleaned, add_generation_prompt=True)
+        return len(serving.tokenizer.encode(text, add_special=False, parse_special=True))
+
+    return json_response({"object": "response.input_tokens", "input_tokens": await asyncio.to_thread(count)})
+
+
+def _earlier(store: ResponseStore, owner: str, body: ResponsesRequest) -> list[dict[str, Any]]:
+    name = body.previous_response_id
+    if name is None:
+        return []
+    stored = store.get(owner, name)
+    if stored is None:
+        raise RequestError(
+            f"there is no stored response {name[:80]!r}; it was not stored (store=false), was deleted, gave way to "
+            "newer ones, or the server was started again",
+            code="previous_response_not_found",
+            param="previous_response_id",
+        )
+    return stored.conversation
+
+
+def _instructed(body: ResponsesRequest, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Instructions are for one response; they are not part of what the next one goes on from."""
+    if body.instructions is None:
+        return messages
+    return [{"role": "system", "content": body.instructions}, *messages]
+
+
+def _opening(body: ResponsesRequest, params: SamplingParams, talk: Conversation, is_stored: bool) -> Response:
+    return Response(
+        id=talk.heading.id,
+        created_at=talk.heading.created,
+        status="in_progress",
+        instructions=body.instructions,
+        max_output_tokens=body.max_output_tokens,
+        model=talk.heading.model,
+        output=[],
+        previous_response_id=body.previous_response_id,
+        store=is_stored,
+        temperature=params.temperature,
+        top_logprobs=body.top_logprobs or 0 if wants_logprobs(body) else 0,
+        top_p=params.top_p,
+        truncation=body.truncation or "disabled",
+        user=body.user,
+        metadata=body.metadata or {},
+        system_fingerprint=talk.heading.fingerprint,
+        truncated_tokens=talk.prompt.truncated_tokens or UNSET,
+    )
+
+
+def _found(store: ResponseStore, owner: str, name: str) -> Stored:
+    stored = store.get(owner, name)
+    if stored is None:
+        raise RequestError(f"there is no stored response {name[:80]!r}", status=404, param="response_id")
+    return stored
+
+
+def _page(stored: Stored, request: Request) -> dict[str, Any]:
+    """The request's own input as items, the newest first unless `order` says otherwise."""
+    items = [_item(stored.response.id, index, message) for index, message in enumerate(stored.input)]
+    query = request.query_params
+    if query.get("order", "desc") != "asc":
+        items.reverse()
+    limit = query.get("limit", "20")
+    if not limit.isdecimal() or not 1 <= int(limit[:10]) <= MAX_PAGE:
+        raise RequestError(f"limit is {limit[:40]!r}; allowed: 1 to {MAX_PAGE}", param="limit")
+    names = [item["id"] for item in items]
+    start = names.index(query["after"]) + 1 if query.get("after") in names else 0
+    page = items[start : start + int(limit)]
+    return {
+        "object": "list",
+        "data": page,
+        "first_id": page[0]["id"] if page else None,
+        "last_id": page[-1]["id"] if page else None,
+        "has_more": start + len(page) < len(items),
+    }
+
+
+def _item(response: str, index: int, message: dict[str, Any]) -> dict[str, Any]:
+    kind = "output_text" if message["role"] == "assistant" else "input_text"
+    content = message["content"]
+    texts = [content] if isinstance(content, str) else [part["text"] for part in content]
+    return {
+        "id": f"msg_{response.removeprefix('resp_')}_{index}",
+        "type": "message",
+        "role": message["role"],
+        "status": "completed",
+        "content": [{"type": kind, "text": text} for text in texts],
+    }
