@@ -3,15 +3,20 @@
 Both are judged by float32 arithmetic over the file's own dequantised weights (Puna's float32 path, which NumPy and
 transformers agree with). Every token of the second half of each window is predicted from the true ones before it.
 llama.cpp's logits are those that `llama-perplexity --save-all-logits` writes: 16 bits a log-probability, of windows cut
-from the same tokens.
+from the same tokens. It cuts them off 16 below the best, so its perplexity is the one that it prints. A change is given
+with its standard error over the tokens: four windows tell no 0.5 % apart, all of the text does.
 
-    python benchmarks/accuracy.py --model model.gguf --text text.txt --llama BUILD [--window 512] [--windows 4]
+    python benchmarks/accuracy.py --model model.gguf --llama BUILD [--text text.txt] [--window 512] [--windows 17]
+    python benchmarks/accuracy.py --model folder --llama-model same.gguf --llama BUILD   # what llama.cpp cannot open
+    python benchmarks/accuracy.py --model model.gguf --llama BUILD --llama-options="-ctk f32 -ctv f32 -fa off"
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
+import shlex
 import struct
 import subprocess
 import sys
@@ -40,39 +45,51 @@ HALF_HEADER = 4  # u16 before a position's log-probabilities: scale and least, a
 
 @dataclass(frozen=True)
 class Scores:
-    """Of each predicted token: its log-probability, and the most likely token."""
+    """Of each predicted token: its log-probability, and the most likely token. `printed` is a perplexity that is known
+    better than from these log-probabilities."""
 
     logprobs: F64
     best: I32
+    printed: float = 0.0
 
     @property
     def perplexity(self) -> float:
-        return float(np.exp(-self.logprobs.mean()))
+        return self.printed or float(np.exp(-self.logprobs.mean()))
+
+    def beside(self, exact: Scores) -> dict[str, float]:
+        """How far the perplexity lies from the exact one, the standard error of that, how often the choice is kept."""
+        return {
+            "perplexity": self.perplexity,
+            "change": self.perplexity / exact.perplexity - 1,
+            "error": float((self.logprobs - exact.logprobs).std() / np.sqrt(len(self.logprobs))),
+            "same_argmax": float((self.best == exact.best).mean()),
+        }
 
 
-def llama_scores(build: Path, model: Path, text: Path, window: int, windows: int, threads: int) -> tuple[I32, Scores]:
+def llama_scores(command: list[str], window: int) -> tuple[I32, Scores]:
     """The tokens of its windows [windows, window], and what it makes of them."""
     with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder) / "logits"
-        command = [str(build / "bin" / "llama-perplexity"), "-m", str(model), "-f", str(text), "-c", str(window)]
-        command += ["--chunks", str(windows), "-t", str(threads), "--save-all-logits", str(saved), "--no-warmup"]
+        command = [*command, "-c", str(window), "--save-all-logits", str(saved), "--no-warmup"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode or not saved.exists():
+        printed = re.search(r"Final estimate: PPL = ([0-9.]+)", done.stdout + done.stderr)
+        if done.returncode or not saved.exists() or not printed:
             sys.exit(f"llama-perplexity failed ({done.returncode}): {done.stderr[-2000:]}")
-        content = saved.read_bytes()
-    magic, n_ctx, n_vocab, n_chunk = struct.unpack("<8sIii", content[:20])
-    if magic != b"_logits_" or n_ctx != window:
-        sys.exit("llama-perplexity wrote logits in a form that is not known here")
-    tokens = np.frombuffer(content, "<i4", n_chunk * n_ctx, 20).reshape(n_chunk, n_ctx)
-    width = 2 * ((n_vocab + 1) // 2) + HALF_HEADER
-    predicted = n_ctx - 1 - n_ctx // 2
-    packed = np.frombuffer(content, "<u2", n_chunk * predicted * width, 20 + tokens.nbytes)
-    packed = packed.reshape(n_chunk * predicted, width)
-    scale, least = np.ascontiguousarray(packed[:, :HALF_HEADER]).view("<f4").astype(np.float64).T
-    codes = packed[:, HALF_HEADER : HALF_HEADER + n_vocab]
-    target = tokens[:, n_ctx // 2 + 1 :].reshape(-1)
-    logprobs = scale * codes[np.arange(len(target)), target] + least
-    return tokens, Scores(logprobs, codes.argmax(axis=1).astype(np.int32))
+        with saved.open("rb") as file:
+            magic, n_ctx, n_vocab, n_chunk = struct.unpack("<8sIii", file.read(20))
+            if magic != b"_logits_" or n_ctx != window:
+                sys.exit("llama-perplexity wrote logits in a form that is not known here")
+            tokens = np.fromfile(file, "<i4", n_chunk * n_ctx).reshape(n_chunk, n_ctx)
+            width = 2 * ((n_vocab + 1) // 2) + HALF_HEADER
+            target = tokens[:, n_ctx // 2 + 1 :]
+            logprobs, best = [], []
+            for ids in target:
+                packed = np.fromfile(file, "<u2", len(ids) * width).reshape(len(ids), width)
+                scale, least = np.ascontiguousarray(packed[:, :HALF_HEADER]).view("<f4").astype(np.float64).T
+                codes = packed[:, HALF_HEADER : HALF_HEADER + n_vocab]
+                logprobs.append(scale * codes[np.arange(len(ids)), ids] + least)
+                best.append(codes.argmax(axis=1))
+    return tokens, Scores(np.concatenate(logprobs), np.concatenate(best).astype(np.int32), float(printed[1]))
 
 
 def our_scores(model: LoadedModel, tokens: I32, **options: Any) -> Scores:
@@ -104,31 +121,36 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--text", type=Path, default=Path(__file__).parents[1] / "tests" / "data" / "accuracy_text.txt")
     parser.add_argument("--llama", type=Path, required=True, help="a build of llama.cpp")
+    parser.add_argument("--llama-model", type=Path, help="what llama.cpp reads, where that is another file")
+    parser.add_argument("--llama-options", default="", help="more options of llama-perplexity, in one string")
     parser.add_argument("--window", type=int, default=512)
-    parser.add_argument("--windows", type=int, default=4)
+    parser.add_argument("--windows", type=int, default=17)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     model = load_model(arguments.model, length=arguments.window)
-    tokens, theirs = llama_scores(
-        arguments.llama, arguments.model, arguments.text, arguments.window, arguments.windows, arguments.threads
-    )
+    command = [str(arguments.llama / "bin" / "llama-perplexity"), "-m", str(arguments.llama_model or arguments.model)]
+    command += ["-f", str(arguments.text), "--chunks", str(arguments.windows), "-t", str(arguments.threads)]
+    tokens, theirs = llama_scores(command + shlex.split(arguments.llama_options), arguments.window)
     ids = model.tokenizer.encode(arguments.text.read_text(encoding="utf-8"))[: tokens.size]
     agree = float((np.asarray(ids) == tokens.reshape(-1)[: len(ids)]).mean())
     exact = our_scores(model, tokens, compute="float32", kv_dtype="f32")
     found = {"llama.cpp": theirs} | {f"puna {isa}": our_scores(model, tokens, isa=isa) for isa in quick_paths()}
     print(f"{arguments.model.name}: {len(exact.best)} tokens predicted; tokenization agrees in {agree:.2%}")
     print(f"{'float32':14} perplexity {exact.perplexity:9.4f}")
-    report = {
+    report: dict[str, Any] = {
         "model": arguments.model.name,
         "tokens": len(exact.best),
         "float32": exact.perplexity,
         "tokens_agree": agree,
+        "llama_options": arguments.llama_options,
     }
     for name, scores in found.items():
-        change, same = scores.perplexity / exact.perplexity - 1, float((scores.best == exact.best).mean())
-        report[name] = {"perplexity": scores.perplexity, "change": change, "same_argmax": same}
-        print(f"{name:14} perplexity {scores.perplexity:9.4f} ({change:+.3%}), same most likely token {same:.2%}")
+        report[name] = line = scores.beside(exact)
+        print(
+            f"{name:14} perplexity {line['perplexity']:9.4f} ({line['change']:+.3%}, standard error "
+            f"{line['error']:.3%}), same most likely token {line['same_argmax']:.2%}"
+        )
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=2))
 
