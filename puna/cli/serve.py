@@ -5,12 +5,20 @@ from __future__ import annotations
 import re
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from puna.cli import options
 from puna.cli.option_group import takes_groups
+
+
+def default_state(name: str) -> Path:
+    """One folder a model's name, beside the models."""
+    from puna.models.store import models_home
+
+    return models_home().parent / "serve" / (re.sub(r"[^A-Za-z0-9._-]+", "-", name)[-80:].strip(".-") or "model")
 
 
 @takes_groups
@@ -51,6 +59,10 @@ def serve(
     store_mb: Annotated[
         int, typer.Option("--store-mb", min=0, max=65536, help="Memory for stored responses; 0 stores none.")
     ] = 64,
+    state: Annotated[
+        Path | None,
+        typer.Option("--state", help="Folder for files and batches. Default: one a model name, in Puna's home."),
+    ] = None,
     *,
     engine: options.EngineOptions,
     max_seqs: options.MaxSeqs = 64,
@@ -98,6 +110,7 @@ def serve(
         strict=strict,
         metrics_names=metrics_names,
         store_bytes=store_mb << 20,
+        state=state or default_state((name or [wanted])[0]),
     )
     if api_key is None and host not in ("127.0.0.1", "::1", "localhost"):
         print(f"anyone who can reach {host} can use this server; --api-key sets a key", file=sys.stderr)

@@ -12,9 +12,11 @@ from starlette.responses import Response
 
 import puna
 from puna.errors import PunaError
+from puna.server.batches import batch_routes
 from puna.server.delivery import error_response, json_response
 from puna.server.endpoints import chat_completions, completions, model_card
 from puna.server.errors import ErrorShape, RequestError
+from puna.server.files import file_routes
 from puna.server.health import health_response, ready_response
 from puna.server.ignored import IgnoredNames
 from puna.server.messages.routes import PATH as MESSAGES_PATH
@@ -66,6 +68,8 @@ def make_app(serving: Serving) -> FastAPI:
     app.include_router(metrics_routes(serving))
     app.include_router(response_routes(serving))
     app.include_router(message_routes(serving))
+    app.include_router(file_routes(serving))
+    app.include_router(batch_routes(serving))
 
     def shape(request: Request) -> ErrorShape:
         return anthropic_error if request.url.path.startswith(MESSAGES_PATH) else serving.dialect.error
@@ -92,7 +96,7 @@ def _described(request: Request, error: HTTPException) -> RequestError:
     if error.status_code == 404:
         message = (
             f"there is no {what}; this server answers /v1/chat/completions, /v1/completions, /v1/responses, "
-            "/v1/messages, /v1/models, /tokenize, /health"
+            "/v1/messages, /v1/files, /v1/batches, /v1/models, /tokenize, /health"
         )
     elif error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "another method")

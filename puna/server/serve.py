@@ -12,9 +12,11 @@ import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from puna.engine.config import EngineConfig
 from puna.engine.prompts import chat_template
@@ -22,9 +24,12 @@ from puna.engine.supervisor import HANG_S, Supervisor
 from puna.errors import InputError, PunaError
 from puna.models.load import load_model
 from puna.server.app import make_app
+from puna.server.batch_work import BatchWork
 from puna.server.dialect import DIALECTS
+from puna.server.loopback import LoopbackAnswer, ask
 from puna.server.patience import PatientProtocol
 from puna.server.serving import Serving
+from puna.server.state import State, StateError
 
 CLOSE_S = 3  # after draining: for the error events to be written
 
@@ -44,6 +49,7 @@ class ServeOptions:
     strict: bool = False
     metrics_names: Literal["puna", "vllm"] = "puna"
     store_bytes: int = 64 << 20
+    state: Path | None = None
 
 
 class PortError(PunaError):
@@ -124,6 +130,7 @@ async def _serve(
             strict=options.strict,
             metrics_names=options.metrics_names,
             store_bytes=options.store_bytes,
+            state=await asyncio.to_thread(_open_state, options.state, announce),
         )
         for line in info.memory:
             announce(f"  {line.name:16} {line.size:>10}  {line.note}")
@@ -132,12 +139,24 @@ async def _serve(
         await client.close()
 
 
+def _open_state(folder: Path | None, announce: Callable[[str], None]) -> State | StateError | None:
+    """A server without its folder still answers: what needs it says why it cannot."""
+    if folder is None:
+        return None
+    try:
+        return State(folder)
+    except StateError as error:
+        announce(f"  no files and batches: {error}")
+        return error
+
+
 async def _listen(
     serving: Serving, options: ServeOptions, bound: socket.socket, announce: Callable[[str], None]
 ) -> None:
     url = url_of(bound)
+    app = make_app(serving)
     config = uvicorn.Config(
-        make_app(serving),
+        app,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -146,6 +165,8 @@ async def _listen(
         ws="none",
         timeout_graceful_shutdown=math.ceil(options.drain_s) + CLOSE_S,
     )
+    if isinstance(serving.state, State):
+        start_batches(serving, app, serving.state)
     closing: list[asyncio.Task[None]] = []
     server = _Server(
         config,
@@ -155,5 +176,22 @@ async def _listen(
     # The server raises the signal that ended it again when it is done; by then there is nothing left to interrupt.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
-    await server.serve([bound])
-    await asyncio.gather(*closing)
+    try:
+        await server.serve([bound])
+        await asyncio.gather(*closing)
+    finally:
+        if serving.batches is not None:
+            await serving.batches.close()
+        if isinstance(serving.state, State):
+            serving.state.close()
+
+
+def start_batches(serving: Serving, app: ASGIApp, state: State) -> None:
+    """Half of the running places are for batches, so that who waits for an answer finds one free."""
+
+    async def ask_here(path: str, body: bytes, tenant: str) -> LoopbackAnswer:
+        return await ask(app, path, body, serving, tenant)
+
+    at_once = max(1, serving.client.info.config.max_seqs // 2)
+    serving.batches = BatchWork(state, ask_here, at_once)
+    serving.batches.start()

@@ -13,20 +13,24 @@ from typing import TYPE_CHECKING, Literal
 from starlette.requests import Request
 
 from puna.server.errors import RequestError
+from puna.server.loopback import TRUSTED
+from puna.server.state import State, StateError
 
 if TYPE_CHECKING:
     from puna.engine.supervisor import Supervisor
     from puna.models.template import ChatTemplate
     from puna.models.tokenizer import Tokenizer
+    from puna.server.batch_work import BatchWork
     from puna.server.dialect import Dialect
 
 MAX_PRIORITY = 2**31 - 1
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Serving:
     """One served model. `names`: what clients may call it; the first is how answers call it. `strict`: refuse names in
-    a request that are not known, instead of leaving them out and saying so. `store_bytes`: for stored responses."""
+    a request that are not known, instead of leaving them out and saying so. `store_bytes`: for stored responses.
+    `state`: what is kept across restarts, or why nothing is."""
 
     names: tuple[str, ...]
     tokenizer: Tokenizer
@@ -40,6 +44,9 @@ class Serving:
     strict: bool
     store_bytes: int
     metrics_names: Literal["puna", "vllm"] = "puna"
+    state: State | StateError | None = None
+    max_file_bytes: int = 1 << 30
+    batches: BatchWork | None = None  # set once there is an application to ask
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -48,7 +55,7 @@ class Serving:
 
     def check_key(self, request: Request) -> None:
         """RequestError (401) unless the request carries the key, where one is set."""
-        if self.api_key is None:
+        if self.api_key is None or request.scope.get(TRUSTED) is self:
             return
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer":
@@ -61,9 +68,16 @@ class Serving:
             )
 
     def owner(self, request: Request) -> str:
-        """Whose a stored response is; checks the key."""
+        """The tenant that asks, whose stored responses, files and batches are its own; checks the key."""
         self.check_key(request)
         return ""
+
+    def need_state(self) -> State:
+        """RequestError (503) where this server keeps nothing."""
+        if isinstance(self.state, State):
+            return self.state
+        reason = str(self.state) if self.state else "this server was started without a folder for them"
+        raise RequestError(f"there are no files and batches here: {reason}", status=503, code="no_state")
 
     def check_model(self, name: str | None) -> None:
         """RequestError (404) where `name` is not a model of this server. None means the one that is served."""

@@ -1,0 +1,221 @@
+"""Files and batches with the real client: the answers of single requests, errors by line, a server that is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.server.process import ServerProcess
+
+
+def start(model: Path, state: Path, *more: str) -> ServerProcess:
+    return ServerProcess.start(
+        str(model), "--name", "tiny", "--kv-gib", "0.05", "--max-seqs", "8", "--state", str(state), *more
+    )
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def served(patient_model: Path, state: Path) -> Iterator[ServerProcess]:
+    running = start(patient_model, state)
+    yield running
+    running.kill()
+
+
+def client_of(server: ServerProcess) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60)
+
+
+def line(number: int, **changes: Any) -> dict[str, Any]:
+    body = {"prompt": f"line {number}", "max_tokens": 20, "seed": number, "ignore_eos": True}
+    return {"custom_id": f"c{number}", "method": "POST", "url": "/v1/completions", "body": body | changes}
+
+
+def jsonl(lines: list[dict[str, Any]]) -> bytes:
+    return b"".join(json.dumps(one).encode() + b"\n" for one in lines)
+
+
+def submit(client: openai.OpenAI, content: bytes) -> openai.types.Batch:
+    uploaded = client.files.create(file=("in.jsonl", content), purpose="batch")
+    assert (uploaded.bytes, uploaded.filename, uploaded.purpose) == (len(content), "in.jsonl", "batch")
+    assert client.files.content(uploaded.id).content == content
+    return client.batches.create(
+        input_file_id=uploaded.id, endpoint="/v1/completions", completion_window="24h", metadata={"who": "me"}
+    )
+
+
+def wait(client: openai.OpenAI, batch_id: str, *statuses: str, timeout_s: float = 60) -> openai.types.Batch:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        batch = client.batches.retrieve(batch_id)
+        if batch.status in (statuses or ("completed", "failed", "cancelled", "expired")):
+            return batch
+        assert time.monotonic() < deadline, batch
+        time.sleep(0.02)
+
+
+def answers(client: openai.OpenAI, file_id: str | None) -> dict[str, Any]:
+    assert file_id is not None
+    found = [json.loads(one) for one in client.files.content(file_id).text.splitlines()]
+    by_id = {one["custom_id"]: one for one in found}
+    assert len(by_id) == len(found), "each line is answered once"
+    return by_id
+
+
+def test_a_batch_answers_each_line_as_a_client_would_be_answered(served: ServerProcess) -> None:
+    lines = [line(number) for number in range(30)]
+    with client_of(served) as client:
+        batch = wait(client, submit(client, jsonl(lines)).id)
+        assert batch.status == "completed"
+        assert batch.errors is None
+        assert batch.error_file_id is None
+        assert batch.request_counts is not None
+        assert (batch.request_counts.total, batch.request_counts.completed, batch.request_counts.failed) == (30, 30, 0)
+        assert batch.metadata == {"who": "me"}
+        found = answers(client, batch.output_file_id)
+        assert list(found) == [one["custom_id"] for one in lines], "in the order of the input"
+        for one in lines[::7]:
+            alone = served.post("/v1/completions", one["body"]).json()["choices"]
+            assert found[one["custom_id"]]["response"]["status_code"] == 200
+            assert found[one["custom_id"]]["response"]["body"]["choices"] == alone
+        assert [one.id for one in client.batches.list()] == [batch.id]
+        assert {one.purpose for one in client.files.list()} == {"batch", "batch_output"}
+
+
+def test_a_line_that_is_refused_is_in_the_error_file_with_its_reason(served: ServerProcess) -> None:
+    lines = [line(0), line(1, temperature=-1), line(2, max_tokens=10**9)]
+    with client_of(served) as client:
+        batch = wait(client, submit(client, jsonl(lines)).id)
+        assert batch.request_counts is not None
+        assert (batch.request_counts.completed, batch.request_counts.failed) == (1, 2)
+        errors = answers(client, batch.error_file_id)
+        assert errors["c1"]["response"]["status_code"] == 400
+        assert errors["c1"]["response"]["body"]["error"]["param"] == "temperature"
+        assert set(answers(client, batch.output_file_id)) == {"c0"}
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (b"", "empty_file"),
+        (b"\n\n", "empty_file"),
+        (b"no json\n", "invalid_json_line"),
+        (b"\xff\xfe\n", "invalid_json_line"),
+        (b"[" * 100000 + b"\n", "invalid_json_line"),
+        (jsonl([line(0), line(0)]), "duplicate_custom_id"),
+        (jsonl([line(0) | {"url": "/v1/other"}]), "invalid_url"),
+        (jsonl([line(0) | {"method": "GET"}]), "invalid_method"),
+        (jsonl([line(0, stream=True)]), "invalid_request"),
+        (jsonl([line(0) | {"body": []}]), "invalid_request"),
+    ],
+)
+def test_a_file_that_is_wrong_fails_with_the_line_and_the_reason(
+    server_with_state: ServerProcess, content: bytes, code: str
+) -> None:
+    with client_of(server_with_state) as client:
+        batch = wait(client, submit(client, content).id)
+        assert batch.status == "failed"
+        assert batch.errors is not None
+        assert batch.errors.data is not None
+        assert [error.code for error in batch.errors.data] == [code]
+
+
+@pytest.fixture(scope="module")
+def server_with_state(patient_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    running = start(patient_model, tmp_path_factory.mktemp("state"))
+    yield running
+    running.kill()
+
+
+def test_a_server_that_is_killed_in_the_middle_goes_on_with_what_is_missing(patient_model: Path, state: Path) -> None:
+    lines = [line(number, max_tokens=600) for number in range(40)]
+    first = start(patient_model, state)
+    try:
+        with client_of(first) as client:
+            batch_id = submit(client, jsonl(lines)).id
+            while True:
+                counts = client.batches.retrieve(batch_id).request_counts
+                if counts is not None and counts.completed >= 5:
+                    break
+                time.sleep(0.005)
+            assert counts.completed < 40
+    finally:
+        os.kill(first.process.pid, signal.SIGKILL)
+        first.process.wait()
+    second = start(patient_model, state)
+    try:
+        with client_of(second) as client:
+            batch = wait(client, batch_id)
+            assert batch.status == "completed"
+            assert batch.request_counts is not None
+            assert batch.request_counts.completed == 40
+            found = answers(client, batch.output_file_id)
+            assert list(found) == [one["custom_id"] for one in lines]
+            alone = second.post("/v1/completions", lines[39]["body"]).json()["choices"]
+            assert found["c39"]["response"]["body"]["choices"] == alone
+    finally:
+        second.kill()
+
+
+def test_a_cancelled_batch_keeps_what_it_has_and_names_what_it_has_not(served: ServerProcess) -> None:
+    lines = [line(number, max_tokens=2000) for number in range(60)]
+    with client_of(served) as client:
+        batch = submit(client, jsonl(lines))
+        while not (counts := client.batches.retrieve(batch.id).request_counts) or not counts.completed:
+            time.sleep(0.005)
+        with pytest.raises(openai.ConflictError):
+            client.files.delete(batch.input_file_id)
+        client.batches.cancel(batch.id)
+        batch = wait(client, batch.id)
+        assert batch.status == "cancelled"
+        done, missing = answers(client, batch.output_file_id), answers(client, batch.error_file_id)
+        assert len(done) + len(missing) == 60
+        assert missing["c59"]["error"]["code"] == "batch_cancelled"
+        with pytest.raises(openai.ConflictError):
+            client.batches.cancel(batch.id)
+        assert client.files.delete(batch.input_file_id).deleted
+        with pytest.raises(openai.NotFoundError):
+            client.files.retrieve(batch.input_file_id)
+    served.wait_until_idle()
+
+
+def test_two_servers_do_not_share_a_folder(served: ServerProcess, patient_model: Path, state: Path) -> None:
+    assert served.process.poll() is None
+    other = start(patient_model, state)
+    try:
+        response = httpx.get(f"{other.url}/v1/files")
+        assert response.status_code == 503
+        assert "another server uses" in response.json()["error"]["message"]
+        assert other.post("/v1/completions", {"prompt": "hi", "max_tokens": 2}).status_code == 200
+    finally:
+        other.kill()
+
+
+def test_forms_that_are_none_are_refused(server_with_state: ServerProcess) -> None:
+    url = f"{server_with_state.url}/v1/files"
+    cases: list[tuple[int, dict[str, Any]]] = [
+        (415, {"json": {"purpose": "batch"}}),
+        (400, {"data": {"purpose": "batch"}, "files": {"other": b"x"}}),
+        (400, {"data": {"purpose": "fine-tune"}, "files": {"file": b"x"}}),
+        (400, {"content": b"no form", "headers": {"content-type": "multipart/form-data; boundary=x"}}),
+        (400, {"content": b"no form", "headers": {"content-type": "multipart/form-data"}}),
+    ]
+    for status, arguments in cases:
+        response = httpx.post(url, **arguments)
+        assert response.status_code == status, response.text
+        assert response.json()["error"]["type"] == "invalid_request_error"
+    assert httpx.get(f"{url}/file-nothing").status_code == 404
+    assert httpx.get(f"{url}/..%2F..%2Fetc/content").status_code == 404
