@@ -180,6 +180,11 @@ class EngineClient:
         """How the process ended, once `ended` is set; one that does not end by itself is killed."""
         return describe_exit(await asyncio.to_thread(self._process.end, _EXIT_S))
 
+    @property
+    def place(self) -> tuple[int, int]:
+        """How far its work has come, or had when it died: steps and operators."""
+        return self._process.board.steps, self._process.board.operators
+
     def received(self, request_id: str) -> int:
         """Tokens that arrived for a live request, whether its reader has taken them or not."""
         stream = self._streams.get(request_id)

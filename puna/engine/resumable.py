@@ -14,16 +14,18 @@ from puna.engine.params import EngineRequest, SampleUpdate
 
 @dataclass(eq=False)
 class Resumable:
-    """`deaths`: engines in a row that died with this request in them. `dead_ends`: of those, the last ones that it was
-    alone in and that brought it not one token. `waits`: for an engine, or for its turn. `culprit`: why it is not tried
-    again."""
+    """`deaths`: engines in a row that died with this request in them. `in_vain`: of those, the last ones that it was
+    alone in and that brought it not one token; `alike`: of those, the last ones that died at the same `place` of their
+    work. `waits`: for an engine, or for its turn. `culprit`: why it is not tried again."""
 
     request: EngineRequest
     delivered: list[list[int]] = field(default_factory=list)
     done: set[int] = field(default_factory=set)
     admitted: bool = False
     deaths: int = 0
-    dead_ends: int = 0
+    in_vain: int = 0
+    alike: int = 0
+    place: tuple[int, int] | None = None
     waits: bool = False
     culprit: str | None = None
 

@@ -234,7 +234,7 @@ class Supervisor:
             self._in_vain = 0
         else:
             self._in_vain += 1
-        culprit = self._trials.note_death(alive, how)
+        culprit = self._trials.note_death(alive, how, client.place)
         if culprit is not None:
             self.culprits += 1
             log.error("request %s: %s", culprit.request.request_id, culprit.culprit)

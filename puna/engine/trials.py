@@ -1,10 +1,10 @@
 """Finds the request that kills engines, without giving up one that only stood beside it.
 
-Requests that were alive at two deaths in a row are suspects. Each is tried alone, those first that have not got on
-since the death before; who gets on is cleared, and when all are, everyone goes on together. An engine that dies twice
-under a suspect that is alone in it and gets nothing has been killed by it: draws and sums do not depend on chance, so
-what kills stands at one place of a text. One such death alone may come from outside. It knows requests and deaths, not
-processes.
+Draws and sums do not depend on chance, so what kills stands at one place of a text: a request that kills is alive at
+two deaths in a row and has got nothing between them. Such requests are suspects, and so are those that were alive at a
+few more. Each is tried alone, those first that have not got on; who gets on is cleared, and when all are, everyone goes
+on together. Who was alone in two engines that died at the same operator of their work, and got nothing, has killed
+them. Signals from outside do not come at the same operator twice. It knows requests and deaths, not processes.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from collections.abc import Iterable
 
 from puna.engine.resumable import Resumable
 
-SUSPECT_DEATHS = 2
-DEAD_ENDS = 2
+SUSPECT_DEATHS = 2  # the last of them without a token since the one before
+SUSPECT_ANYWAY_DEATHS = 5
+ALIKE_DEATHS = 2
+VAIN_DEATHS = 6  # wherever they were
 CLEARED_TOKENS = 8  # new ones, in a trial
 
 
@@ -36,30 +38,30 @@ class Trials:
         self.on_trial = next((suspect for suspect in self._suspects if suspect.waits), None)
         return self.on_trial
 
-    def note_death(self, alive: Iterable[tuple[Resumable, int]], how: str) -> Resumable | None:
-        """An engine died with these requests in it; it had brought each so many tokens. Returns the one that did it,
-        if that is sure by now; it is told `how` the engine ended."""
+    def note_death(self, alive: Iterable[tuple[Resumable, int]], how: str, place: tuple[int, int]) -> Resumable | None:
+        """An engine died with these requests in it, at `place` of its work; it had brought each so many tokens.
+        Returns the one that did it, if that is sure by now; it is told `how` the engine ended."""
         stuck: list[Resumable] = []
         moved: list[Resumable] = []
         culprit: Resumable | None = None
         for request, tokens in alive:
             request.deaths += 1
             (moved if tokens else stuck).append(request)
-            if request is self.on_trial:
-                request.dead_ends = 0 if tokens else request.dead_ends + 1
-                if request.dead_ends >= DEAD_ENDS:
-                    culprit = request
-        for request in (*stuck, *moved):
-            if request.deaths >= SUSPECT_DEATHS and request not in self._suspects:
-                self._suspects.append(request)
+            if request is self.on_trial and _has_killed(request, tokens, place):
+                culprit = request
+        self._suspect(stuck, SUSPECT_DEATHS)
+        self._suspect(moved, SUSPECT_ANYWAY_DEATHS)
         if culprit is not None:
             culprit.culprit = (
-                f"this request ended the engine {culprit.deaths} times, at last {DEAD_ENDS} times while it ran alone "
-                f"(the engine process {how}); it is not tried again"
+                f"this request ended the engine {culprit.deaths} times, at last {culprit.in_vain} times while it ran "
+                f"alone (the engine process {how}); it is not tried again"
             )
             for request in list(self._suspects):  # what it did explains the other deaths as well
                 self.remove(request)
         return culprit
+
+    def _suspect(self, requests: list[Resumable], deaths: int) -> None:
+        self._suspects += [one for one in requests if one.deaths >= deaths and one not in self._suspects]
 
     def note_progress(self, tokens: int, *, runs: bool) -> None:
         """How far the one on trial has come in it: `tokens` are new, `runs` unless it has ended."""
@@ -70,6 +72,19 @@ class Trials:
         """Cleared, or gone. Others that it stood in the way of may run."""
         if request in self._suspects:
             self._suspects.remove(request)
-            request.deaths = request.dead_ends = 0
+            request.deaths = request.in_vain = request.alike = 0
+            request.place = None
         if request is self.on_trial:
             self.on_trial = None
+
+
+def _has_killed(request: Resumable, tokens: int, place: tuple[int, int]) -> bool:
+    """Whether another death alone makes it sure."""
+    if tokens:
+        request.in_vain = request.alike = 0
+        request.place = None
+        return False
+    request.in_vain += 1
+    request.alike = request.alike + 1 if place == request.place else 1
+    request.place = place
+    return request.alike >= ALIKE_DEATHS or request.in_vain >= VAIN_DEATHS
