@@ -1,4 +1,4 @@
-"""`/tokenize` and `/detokenize`: what the model's tokenizer makes of a text, a conversation or token ids.
+"""`/tokenize`, `/detokenize`, `/tokenizer_info`: what the model's tokenizer makes of text, messages and token ids.
 
 The shapes are vLLM's. In llama.cpp's dialect the text may be called `content`, as there.
 """
@@ -82,6 +82,11 @@ def token_routes(serving: Serving) -> APIRouter:
         text = await asyncio.to_thread(_detokenize, serving, body.tokens)
         return json_response({"content" if serving.dialect.content_field else "prompt": text})
 
+    @router.get("/tokenizer_info")
+    async def tokenizer_info(request: Request) -> Response:
+        serving.check_key(request)
+        return json_response(_info(serving))
+
     return router
 
 
@@ -105,6 +110,21 @@ def _tokenize(serving: Serving, body: TokenizeRequest, ignored: Ignored) -> Toke
         ids = tokenizer.encode(text, add_special=wanted is not False, parse_special=parse_special)
     strings = [tokenizer.token_text(token) for token in ids] if body.return_token_strs else None
     return TokenizeAnswer(len(ids), serving.context_tokens, ids, strings)
+
+
+def _info(serving: Serving) -> dict[str, Any]:
+    """What tools that count or cut tokens themselves want to know; names as in a tokenizer_config.json."""
+    tokenizer, template = serving.tokenizer, serving.template
+    bos, eos = tokenizer.bos_id, tokenizer.eos_ids
+    return {
+        "tokenizer_class": type(tokenizer).__name__,
+        "vocab_size": tokenizer.vocab_size,
+        "model_max_length": serving.context_tokens,
+        "add_bos_token": tokenizer.adds_bos,
+        "bos_token": None if bos is None else tokenizer.token_text(bos),
+        "eos_token": tokenizer.token_text(eos[0]) if eos else None,
+        "chat_template": None if template is None else template.source,
+    }
 
 
 def _detokenize(serving: Serving, tokens: list[int]) -> str:

@@ -29,6 +29,13 @@ def test_a_conversation_is_tokenized_as_chat_would(server: ServerProcess) -> Non
     assert len(closed) < len(tokens)
 
 
+def test_the_tokenizer_tells_its_special_tokens(server: ServerProcess) -> None:
+    info = server.get("/tokenizer_info").json()
+    assert server.post("/tokenize", {"prompt": info["eos_token"], "add_special_tokens": False}).json()["count"] == 1
+    assert (info["vocab_size"], info["model_max_length"]) == (300, 256)
+    assert "im_start" in info["chat_template"]
+
+
 @pytest.mark.parametrize(
     ("path", "body", "param"),
     [
