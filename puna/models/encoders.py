@@ -15,6 +15,7 @@ import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers
 
 from puna.errors import PunaError
+from puna.models.charsmap import Charsmap
 from puna.models.pretokenizers import PreTokenizer
 from puna.models.score_merging import ScoreMerging
 from puna.models.vocabulary import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary, byte_of
@@ -186,7 +187,7 @@ def unigram(
         )
     byte_fallback = BYTE in vocabulary.kinds
     tokenizer = tokenizers.Tokenizer(models.Unigram(pairs, unknown_id, byte_fallback))
-    steps: list[normalizers.Normalizer] = [normalizers.Precompiled(charsmap)] if charsmap else []
+    steps: list[normalizers.Normalizer] = []
     if one_space:
         steps += [
             normalizers.Replace(tokenizers.Regex("^ +| +$"), ""),
@@ -197,4 +198,7 @@ def unigram(
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(
         prepend_scheme="always" if space_prefix else "never", split=not inner
     )
-    return lambda text: encode_by_library(tokenizer, text)
+    if not charsmap:
+        return lambda text: encode_by_library(tokenizer, text)
+    normalize = Charsmap(charsmap).normalize
+    return lambda text: encode_by_library(tokenizer, normalize(text))

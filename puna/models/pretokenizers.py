@@ -21,6 +21,8 @@ _ASCII_SYMBOLS = r"!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~"
 # Groups of three from the right. Where one match ended inside a number (\G), the rest of it divides by three: without
 # that every group would count to the number's end. What is said of the rest is atomic, so that it is counted once.
 _GROUPS_FROM_THE_RIGHT = r"\G(?<=\p{N})\p{N}{3}|\p{N}{1,3}(?=(?>(?:\p{N}{3})*)(?!\p{N}))"
+# The same of digits, where a word ends behind them; digits that a letter follows stay as they are.
+_GROUPS_AT_WORDS_ENDS = r"\G(?<=\d)\d{3}|(?<!\d)\d{1,3}(?=(?>(?:\d{3})*)\b)"
 # Boundaries wherever a multiple of three digits is left, as what lies between them: other numerals stay with what
 # precedes them.
 _THREES_FOLLOW = r"(?=(?>(?:\d{3})+)(?!\d))"
@@ -141,7 +143,7 @@ _NAMES: list[tuple[PreTokenizer, str]] = [
     (_cut(_o200k(_UPPER, _LOWER, "", r"\p{N}"), ignore_merges=True, add_bos=True), "tekken"),
     (_cut(_GPT4O), "gpt-4o llama4 kanana2 talkie minimax-m2"),
     (_cut(_GPT4O, ignore_merges=True), "granite-embed-multi-97m"),
-    (_cut(_GROUPS_FROM_THE_RIGHT, _GPT4O), "tiny_aya cohere2moe"),
+    (_cut(_GROUPS_AT_WORDS_ENDS, _GPT4O), "tiny_aya cohere2moe"),
     (
         _cut(
             "[\uac00-\ud7a3\u3131-\u318e]+|[\uff01\u2026\u201c\u201d\u2018\u2019\u2014\uff1a\uff1b\uff0c\u3001-\u303f"
@@ -166,7 +168,7 @@ _NAMES: list[tuple[PreTokenizer, str]] = [
     (
         _cut(
             *(r"[\r\n]", rf"\s?{_CASED}", "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+"),
-            *(r"\s+$", _DEEPSEEK_HAN, r"\p{N}+"),
+            *(r"\s+$", _DEEPSEEK_HAN, r"\p{N}"),
         ),
         "deepseek-llm",
     ),

@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NoReturn
 
-from tokenizers import normalizers
-
+from puna.models.charsmap import Charsmap
 from puna.models.encoders import CuttingEncoder, Encoder, library_errors, scored_merging, unigram
 from puna.models.folder_vocabulary import Folder, around_by_config, named_tokens, padded, stated_ids
 from puna.models.gguf_parse import brief, clipped
@@ -148,10 +147,10 @@ def _build(folder: Folder, described: SentencePieces) -> tuple[Vocabulary, Encod
 def _normalizer(described: SentencePieces) -> Callable[[str], str] | None:
     if not described.charsmap and not described.one_space:
         return None
-    charsmap = normalizers.Precompiled(described.charsmap) if described.charsmap else None
+    charsmap = Charsmap(described.charsmap) if described.charsmap else None
 
     def normalize(text: str) -> str:
-        text = charsmap.normalize_str(text) if charsmap is not None else text
+        text = charsmap.normalize(text) if charsmap is not None else text
         if not described.one_space:
             return text
         words = " ".join(word for word in text.split(" ") if word)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from puna.models.charsmap import Charsmap
 from puna.models.template import ChatTemplate
 from tests.models.small_tokenizers import folder_tokenizer, sentencepiece_bpe, unigram
 
@@ -122,3 +123,17 @@ def test_a_folders_tokenizer_gives_transformers_ids_and_text(
         assert ours.encode(text, add_special=False, parse_special=False) == plain, text
         # Both drop the first space; transformers drops a whole first run of them where the decoder is Metaspace.
         assert ours.decode(ids).lstrip() == theirs.decode(ids, skip_special_tokens=True).lstrip(), text
+
+
+@pytest.mark.parametrize("rule", ["nmt_nfkc", "nfkc_cf"])
+def test_a_charsmap_normalises_as_sentencepiece_does(rule: str) -> None:
+    sentencepiece = pytest.importorskip("sentencepiece")
+    model = pytest.importorskip("sentencepiece.sentencepiece_model_pb2")
+    plain = dict.fromkeys(("add_dummy_prefix", "escape_whitespaces", "remove_extra_whitespaces"), False)
+    theirs = sentencepiece.SentencePieceNormalizer(rule_name=rule, **plain)
+    described = model.ModelProto.FromString(theirs.serialized_model_proto())
+    ours = Charsmap(described.normalizer_spec.precompiled_charsmap)
+    letters = "".join(map(chr, range(0x20, 0xD800)))
+    marked = "".join(f"{letter}\u0301{letter}\u09be{letter}\u093c" for letter in letters)
+    for text in ["cafe\u0301 \u09c7\u09be \u1025\u102e", letters, marked, *TEXTS]:
+        assert ours.normalize(text) == theirs.normalize(text), text[:80]
