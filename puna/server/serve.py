@@ -115,28 +115,34 @@ async def _serve(
 ) -> None:
     client = await Supervisor.start(config, hang_s=options.hang_s)
     try:
-        info = client.info
-        model = await asyncio.to_thread(load_model, info.model_path)
-        serving = Serving(
-            names=options.names,
-            tokenizer=model.tokenizer,
-            template=chat_template(model),
-            client=client,
-            context_tokens=info.max_model_len,
-            fingerprint=info.fingerprint,
-            api_key=options.api_key,
-            max_body_bytes=options.max_body_bytes,
-            dialect=DIALECTS[options.dialect],
-            strict=options.strict,
-            metrics_names=options.metrics_names,
-            store_bytes=options.store_bytes,
-            state=await asyncio.to_thread(_open_state, options.state, announce),
-        )
-        for line in info.memory:
+        state = await asyncio.to_thread(_open_state, options.state, announce)
+        serving = await make_serving(client, options, state)
+        for line in client.info.memory:
             announce(f"  {line.name:16} {line.size:>10}  {line.note}")
         await _listen(serving, options, bound, announce)
     finally:
         await client.close()
+
+
+async def make_serving(client: Supervisor, options: ServeOptions, state: State | StateError | None = None) -> Serving:
+    """What endpoints need of a running engine and its model."""
+    info = client.info
+    model = await asyncio.to_thread(load_model, info.model_path)
+    return Serving(
+        names=options.names,
+        tokenizer=model.tokenizer,
+        template=chat_template(model),
+        client=client,
+        context_tokens=info.max_model_len,
+        fingerprint=info.fingerprint,
+        api_key=options.api_key,
+        max_body_bytes=options.max_body_bytes,
+        dialect=DIALECTS[options.dialect],
+        strict=options.strict,
+        metrics_names=options.metrics_names,
+        store_bytes=options.store_bytes,
+        state=state,
+    )
 
 
 def _open_state(folder: Path | None, announce: Callable[[str], None]) -> State | StateError | None:
