@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from puna import __version__
-from puna.cli import batch, bench, chat, convert, doctor, generate, inspect, models, pull, replay, serve
+from puna.cli import batch, bench, chat, convert, doctor, generate, inspect, models, pull, replay, serve, top
 from puna.cli.plain import plain
 from puna.errors import PunaError
 
@@ -98,6 +98,7 @@ app.command("chat")(chat.chat)
 app.command("generate")(generate.generate)
 app.command("serve")(serve.serve)
 app.command("batch")(batch.batch)
+app.command("top")(top.top)
 app.command("pull")(pull.pull)
 app.command("models")(models.models)
 app.command("convert")(convert.convert)

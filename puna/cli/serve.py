@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -63,6 +63,17 @@ def serve(
         Path | None,
         typer.Option("--state", help="Folder for files and batches. Default: one a model name, in Puna's home."),
     ] = None,
+    log_format: Annotated[
+        Literal["text", "json"], typer.Option("--log-format", help="Of the log on standard error: a line a request.")
+    ] = "text",
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], typer.Option("--log-level", help="What is worth a line.")
+    ] = "info",
+    log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Log the prompts' text, too.")] = False,
+    otlp: Annotated[
+        str | None,
+        typer.Option("--otlp", help="Send a span a request to this OpenTelemetry collector, over HTTP: .../v1/traces"),
+    ] = None,
     *,
     engine: options.EngineOptions,
     max_seqs: options.MaxSeqs = 64,
@@ -89,13 +100,11 @@ def serve(
         record=record,
     )
 
-    import logging
-
     from puna.cli.progress import PullProgress, loading
     from puna.models.names import resolve
+    from puna.server.logs import start_logging
     from puna.server.serve import ServeOptions, run
 
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with PullProgress() as progress:
         resolve(wanted, progress=progress)
     serving = ServeOptions(
@@ -111,10 +120,12 @@ def serve(
         metrics_names=metrics_names,
         store_bytes=store_mb << 20,
         state=state or default_state((name or [wanted])[0]),
+        log_prompts=log_prompts,
+        otlp=otlp,
     )
     if api_key is None and host not in ("127.0.0.1", "::1", "localhost"):
         print(f"anyone who can reach {host} can use this server; --api-key sets a key", file=sys.stderr)
-    with ExitStack() as waiting:
+    with closing(start_logging(log_format, log_level)), ExitStack() as waiting:
         waiting.enter_context(loading(wanted))
 
         def announce(line: str) -> None:

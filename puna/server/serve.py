@@ -7,6 +7,7 @@ be given. On SIGINT or SIGTERM running answers get `drain_s` seconds to end; the
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import signal
 import socket
@@ -18,11 +19,13 @@ from typing import Literal
 import uvicorn
 from starlette.types import ASGIApp
 
+import puna
 from puna.engine.config import EngineConfig
 from puna.engine.prompts import chat_template
 from puna.engine.supervisor import HANG_S, Supervisor
 from puna.errors import InputError, PunaError
 from puna.models.load import load_model
+from puna.server.account import Account
 from puna.server.app import make_app
 from puna.server.batch_work import BatchWork
 from puna.server.dialect import DIALECTS
@@ -30,7 +33,9 @@ from puna.server.loopback import LoopbackAnswer, ask
 from puna.server.patience import PatientProtocol
 from puna.server.serving import Serving
 from puna.server.state import State, StateError
+from puna.server.tracing import Tracing, open_tracing
 
+log = logging.getLogger("puna.server")
 CLOSE_S = 3  # after draining: for the error events to be written
 
 
@@ -50,6 +55,8 @@ class ServeOptions:
     metrics_names: Literal["puna", "vllm"] = "puna"
     store_bytes: int = 64 << 20
     state: Path | None = None
+    log_prompts: bool = False
+    otlp: str | None = None
 
 
 class PortError(PunaError):
@@ -67,6 +74,7 @@ class _Server(uvicorn.Server):
         self._on_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        log.info("ending: running answers may go on for a while")
         assert isinstance(self.config.timeout_graceful_shutdown, int)
         drain_s = self.config.timeout_graceful_shutdown - CLOSE_S
         timer = asyncio.get_running_loop().call_later(drain_s, self._on_drained)
@@ -113,15 +121,19 @@ def run(config: EngineConfig, options: ServeOptions, announce: Callable[[str], N
 async def _serve(
     config: EngineConfig, options: ServeOptions, bound: socket.socket, announce: Callable[[str], None]
 ) -> None:
+    tracing = open_tracing(options.otlp)
     client = await Supervisor.start(config, hang_s=options.hang_s)
     try:
         state = await asyncio.to_thread(_open_state, options.state, announce)
         serving = await make_serving(client, options, state)
         for line in client.info.memory:
             announce(f"  {line.name:16} {line.size:>10}  {line.note}")
-        await _listen(serving, options, bound, announce)
+        await _listen(serving, options, bound, announce, tracing)
     finally:
         await client.close()
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
+        log.info("the server has ended")
 
 
 async def make_serving(client: Supervisor, options: ServeOptions, state: State | StateError | None = None) -> Serving:
@@ -157,12 +169,16 @@ def _open_state(folder: Path | None, announce: Callable[[str], None]) -> State |
 
 
 async def _listen(
-    serving: Serving, options: ServeOptions, bound: socket.socket, announce: Callable[[str], None]
+    serving: Serving,
+    options: ServeOptions,
+    bound: socket.socket,
+    announce: Callable[[str], None],
+    tracing: Tracing | None,
 ) -> None:
     url = url_of(bound)
     app = make_app(serving)
     config = uvicorn.Config(
-        app,
+        Account(app, serving, log_prompts=options.log_prompts, tracing=tracing),
         log_config=None,
         access_log=False,
         server_header=False,
@@ -174,9 +190,15 @@ async def _listen(
     if isinstance(serving.state, State):
         start_batches(serving, app, serving.state)
     closing: list[asyncio.Task[None]] = []
+
+    def on_ready() -> None:
+        announce(f"Puna serves {serving.name} at {url}")
+        facts = {"model": serving.name, "url": url, "engine_pid": serving.client.info.pid, "version": puna.__version__}
+        log.info("ready", extra={"fields": facts})
+
     server = _Server(
         config,
-        on_ready=lambda: announce(f"Puna serves {serving.name} at {url}"),
+        on_ready=on_ready,
         on_drained=lambda: closing.append(asyncio.ensure_future(serving.client.close())),
     )
     # The server raises the signal that ended it again when it is done; by then there is nothing left to interrupt.

@@ -54,6 +54,7 @@ class ServerProcess:
         def read() -> None:
             assert self.process.stdout is not None
             for line in self.process.stdout:
+                self.lines.append(line)
                 printed.put(line)
             printed.put(None)
 
@@ -62,7 +63,6 @@ class ServerProcess:
         while not self.url:
             line = printed.get(timeout=max(0.1, deadline - time.monotonic()))
             assert line is not None, f"the server ended before it was ready: {''.join(self.lines)}"
-            self.lines.append(line)
             if line.startswith("Puna serves "):
                 self.url = line.split()[-1]
 
