@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from puna.cli import options
+from puna.cli import bench_serve, options
 from puna.cli.option_group import takes_groups
 from puna.errors import InputError
 
@@ -26,6 +26,8 @@ app = typer.Typer(
     help="Measure speed: of one stream, of many at once, of reading prompts, of every kernel.",
     no_args_is_help=True,
 )
+
+app.command("serve")(bench_serve.serve)
 
 Repeats = Annotated[int, typer.Option("--repeats", "-r", min=1, max=1000, help="Repetitions of every measurement.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write everything that was measured to this file.")]

@@ -114,8 +114,8 @@ def _print_limits(limits: MachineLimits) -> None:
         table.add_row(f"multiply and add, {kind}", f"{rate / 1e9:,.0f} GOP/s")
     table.add_row("threads meet at a barrier", f"{limits.barrier_s * 1e9:.0f} ns")
     table.add_row("an empty job on the pool", f"{limits.dispatch_s * 1e9:.0f} ns")
-    _console().print(table)
-    _console().print()
+    report_console().print(table)
+    report_console().print()
 
 
 def _table(title: str) -> Table:
@@ -136,9 +136,14 @@ def _print(table: Table, target: Target, machine: MachineReport, what: str) -> N
 
 def _print_beside(table: Table, machine: MachineReport, what: str) -> None:
     """`what` was measured, and what else ran meanwhile."""
-    console = _console()
+    console = report_console()
     console.print(table)
     console.print()
+    print_machine(console, machine, what)
+
+
+def print_machine(console: Console, machine: MachineReport, what: str) -> None:
+    """What was measured, where, and what else ran meanwhile."""
     console.print(Text(what))
     console.print(
         Text(
@@ -163,6 +168,6 @@ def _bytes(count: int) -> str:
     return f"{count >> 20} MiB" if count >= 1 << 20 else f"{count >> 10} KiB"
 
 
-def _console() -> Console:
+def report_console() -> Console:
     console = Console()
     return console if console.is_terminal else Console(width=max(MIN_WIDTH, console.width))
