@@ -80,7 +80,7 @@ class IgnoredNames:
 
 def unknown_names(body: bytes, kind: type) -> list[str]:
     """The names in a JSON document that `kind`, the struct it was decoded into, does not have: "a", "b.c", "d[0].e"."""
-    return list(_unknown(msgspec.Raw(body), inspect.type_info(kind), ""))
+    return list(_unknown(msgspec.Raw(body), _type_of(kind), ""))
 
 
 def _unknown(value: msgspec.Raw, expected: inspect.Type, path: str) -> Iterator[str]:
@@ -99,9 +99,15 @@ def _unknown(value: msgspec.Raw, expected: inspect.Type, path: str) -> Iterator[
 
 
 @cache
+def _type_of(kind: type) -> inspect.Type:
+    """Costs more than reading a request does."""
+    return inspect.type_info(kind)
+
+
+@cache
 def _fields_of(struct: type) -> dict[str, inspect.Type | None]:
     """Names on the wire; the type where there may be structs inside."""
-    known = inspect.type_info(struct)
+    known = _type_of(struct)
     assert isinstance(known, inspect.StructType)
     return {field.encode_name: field.type if _has_struct(field.type) else None for field in known.fields}
 
