@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from puna import __version__
-from puna.cli import batch, bench, chat, convert, doctor, generate, inspect, models, pull, replay, serve, top
+from puna.cli import batch, bench, chat, convert, doctor, generate, inspect, keys, models, pull, replay, serve, top
 from puna.cli.plain import plain
 from puna.errors import PunaError
 
@@ -106,6 +106,7 @@ app.command("inspect")(inspect.inspect)
 app.command("doctor")(doctor.doctor)
 app.command("replay")(replay.replay)
 app.add_typer(bench.app)
+app.add_typer(keys.app)
 
 
 def main() -> None:

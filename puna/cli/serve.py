@@ -12,6 +12,7 @@ import typer
 
 from puna.cli import options
 from puna.cli.option_group import takes_groups
+from puna.cli.tenancy import LimitOptions, key_sources
 
 
 def default_state(name: str) -> Path:
@@ -36,6 +37,10 @@ def serve(
     ] = None,
     api_key: Annotated[
         str | None, typer.Option("--api-key", envvar="PUNA_API_KEY", help="Clients must send it as a bearer token.")
+    ] = None,
+    keys: Annotated[
+        Path | None,
+        typer.Option("--keys", help="File of keys that name tenants (puna keys); read again when it changes."),
     ] = None,
     max_body_mb: Annotated[int, typer.Option("--max-body-mb", min=1, max=1024, help="Largest request body.")] = 16,
     drain: Annotated[
@@ -75,6 +80,7 @@ def serve(
         typer.Option("--otlp", help="Send a span a request to this OpenTelemetry collector, over HTTP: .../v1/traces"),
     ] = None,
     *,
+    limits: LimitOptions,
     engine: options.EngineOptions,
     max_seqs: options.MaxSeqs = 64,
     max_waiting: Annotated[
@@ -87,11 +93,6 @@ def serve(
     wanted = model or model_option
     if "" in (name or ()):
         raise typer.BadParameter("a name cannot be empty", param_hint="--name")
-    if api_key is not None and not re.fullmatch(r"[\x21-\x7e]+", api_key):
-        raise typer.BadParameter(
-            "a key is made of visible ASCII characters, at least one; leave it out to serve without a key",
-            param_hint="--api-key",
-        )
     config = engine.config(
         wanted,
         max_seqs=max_seqs,
@@ -107,11 +108,12 @@ def serve(
 
     with PullProgress() as progress:
         resolve(wanted, progress=progress)
+    sources = key_sources(api_key, keys, limits)
     serving = ServeOptions(
         names=tuple(name or [wanted]),
         host=host,
         port=port,
-        api_key=api_key,
+        keys=sources,
         max_body_bytes=max_body_mb << 20,
         drain_s=drain,
         hang_s=hang,
@@ -123,8 +125,8 @@ def serve(
         log_prompts=log_prompts,
         otlp=otlp,
     )
-    if api_key is None and host not in ("127.0.0.1", "::1", "localhost"):
-        print(f"anyone who can reach {host} can use this server; --api-key sets a key", file=sys.stderr)
+    if not sources.given and keys is None and host not in ("127.0.0.1", "::1", "localhost"):
+        print(f"anyone who can reach {host} can use this server; --api-key or --keys ask for one", file=sys.stderr)
     with closing(start_logging(log_format, log_level)), ExitStack() as waiting:
         waiting.enter_context(loading(wanted))
 

@@ -12,8 +12,10 @@ from starlette.responses import Response
 
 import puna
 from puna.errors import PunaError
+from puna.server.admin import admin_routes
 from puna.server.batches import batch_routes
 from puna.server.delivery import error_response, json_response
+from puna.server.door import Door
 from puna.server.endpoints import chat_completions, completions, model_card
 from puna.server.errors import ErrorShape, RequestError
 from puna.server.files import file_routes
@@ -33,22 +35,18 @@ def make_app(serving: Serving) -> FastAPI:
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
-        serving.check_key(request)
         return await chat_completions(serving, request)
 
     @app.post("/v1/completions")
     async def complete(request: Request) -> Response:
-        serving.check_key(request)
         return await completions(serving, request)
 
     @app.get("/v1/models")
-    async def models(request: Request) -> Response:
-        serving.check_key(request)
+    async def models() -> Response:
         return json_response({"object": "list", "data": [model_card(serving)]})
 
     @app.get("/v1/models/{name:path}")
-    async def model(request: Request, name: str) -> Response:
-        serving.check_key(request)
+    async def model(name: str) -> Response:
         serving.check_model(name)
         return json_response(model_card(serving))
 
@@ -70,6 +68,7 @@ def make_app(serving: Serving) -> FastAPI:
     app.include_router(message_routes(serving))
     app.include_router(file_routes(serving))
     app.include_router(batch_routes(serving))
+    app.include_router(admin_routes(serving))
 
     def shape(request: Request) -> ErrorShape:
         return anthropic_error if request.url.path.startswith(MESSAGES_PATH) else serving.dialect.error
@@ -88,6 +87,7 @@ def make_app(serving: Serving) -> FastAPI:
     app.add_exception_handler(ClientDisconnect, _answer_nobody)
     app.add_exception_handler(Exception, answer_error)
     app.add_middleware(IgnoredNames)
+    app.add_middleware(Door, serving=serving, answer_error=answer_error)  # the last one added is the first that is met
     return app
 
 

@@ -22,6 +22,7 @@ from puna.server.ignored import Ignored
 from puna.server.prompts import Prompt, chat_prompt
 from puna.server.requests import Drawing
 from puna.server.serving import Serving
+from puna.server.tenants import tenant_of
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ async def converse(
     context has room for, it means as many as there is room for.
     """
     until = deadline_of(request, body.deadline_s)
-    context = serving.context_tokens
+    tenant = tenant_of(request)
+    context = tenant.context_tokens(serving.context_tokens)
 
     def prepare() -> Conversation:
         wanted = params
@@ -62,8 +64,9 @@ async def converse(
         if fill_context and params.max_tokens is not None:
             room = max(1, context - len(prompt.token_ids))
             wanted = params if params.max_tokens <= room else replace(params, max_tokens=room)
-        requests = engine_requests(serving, heading, body, [prompt], wanted)
+        requests = engine_requests(serving, tenant, heading, body, [prompt], wanted)
         count = UsageCount(len(prompt.token_ids), samples=wanted.n)
-        return Conversation(heading, prompt, wanted, count, answer(serving.client, serving.tokenizer, requests, until))
+        deltas = answer(serving.client, serving.tokenizer, requests, tenant, until)
+        return Conversation(heading, prompt, wanted, count, deltas)
 
     return await asyncio.to_thread(prepare)

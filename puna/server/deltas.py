@@ -18,7 +18,7 @@ import msgspec
 
 from puna.engine.output import SampleText
 from puna.engine.params import EngineRequest, PositionLogprobs, SampleUpdate, SamplingParams
-from puna.errors import EngineError
+from puna.errors import EngineError, OverloadedError
 from puna.server.answers import PromptTokensDetails, Usage
 from puna.server.asked import ASKED
 from puna.server.errors import DeadlineError
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from puna.engine.meter import RequestWatch
     from puna.engine.supervisor import Supervisor
     from puna.models.tokenizer import Tokenizer
+    from puna.server.limits import Tenant
 
 QUEUED_DELTAS = 64
 DEADLINE = "deadline"  # the stop_reason of a choice that was not waited for any longer
@@ -95,22 +96,30 @@ class UsageCount:
 
 
 async def answer(
-    client: Supervisor, tokenizer: Tokenizer, requests: list[EngineRequest], until: float | None = None
+    client: Supervisor, tokenizer: Tokenizer, requests: list[EngineRequest], tenant: Tenant, until: float | None = None
 ) -> AsyncGenerator[Delta]:
-    """Deltas of all requests as they come; one request a prompt, all with the same n.
+    """Deltas of all requests as they come; one request a prompt, all with the same n. Tokens are taken from the
+    tenant's allowance: LimitError where the prompts' are not there.
 
     `until`: the moment (time.monotonic) at which all choices that still run end, with finish_reason "length" and
     stop_reason DEADLINE. DeadlineError where there is not one token by then.
     """
     has_begun = False
-    async with aclosing(_all(client, tokenizer, requests, until)) as deltas:
-        async for delta in deltas:
-            has_begun = has_begun or bool(delta.token_ids)
-            if delta.stop_reason == DEADLINE and delta.finish_reason == "length" and not has_begun:
-                raise DeadlineError(
-                    "the deadline passed before the first token; allow more time, or try when fewer requests wait"
-                )
-            yield delta
+    prompt_tokens = sum(len(request.prompt_token_ids) for request in requests)
+    tenant.admit(prompt_tokens)
+    try:
+        async with aclosing(_all(client, tokenizer, requests, until)) as deltas:
+            async for delta in deltas:
+                tenant.spend(len(delta.token_ids))
+                has_begun = has_begun or bool(delta.token_ids)
+                if delta.stop_reason == DEADLINE and delta.finish_reason == "length" and not has_begun:
+                    raise DeadlineError(
+                        "the deadline passed before the first token; allow more time, or try when fewer requests wait"
+                    )
+                yield delta
+    except OverloadedError:
+        tenant.spend(-prompt_tokens)
+        raise
 
 
 async def _all(

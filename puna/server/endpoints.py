@@ -11,6 +11,7 @@ import secrets
 import time
 from typing import Any
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -23,10 +24,12 @@ from puna.server.completions import CompletionShape, completion_chunks, whole_co
 from puna.server.deadline import deadline_of
 from puna.server.delivery import StreamedAnswer, WholeAnswer, Wire
 from puna.server.deltas import Heading, UsageCount, answer
+from puna.server.limits import Tenant
 from puna.server.prompts import Prompt, chat_prompt, check_context, completion_prompts
 from puna.server.requests import ChatRequest, Common, CompletionRequest, Drawing, refuse_unsupported
 from puna.server.sampling import chat_params, check_token_ids, completion_params, only_echo
 from puna.server.serving import Serving
+from puna.server.tenants import tenant_of
 
 TRUNCATED_HEADER = "puna-truncated-tokens"
 
@@ -36,14 +39,15 @@ async def chat_completions(serving: Serving, request: Request) -> Response:
     until = deadline_of(request, body.deadline_s)
     serving.check_model(body.model)
     refuse_unsupported(body)
+    tenant = tenant_of(request)
     params = chat_params(body)
     heading = new_heading(serving, "chatcmpl-")
 
     def prepare() -> tuple[Prompt, list[EngineRequest]]:
-        context = serving.context_tokens
+        context = tenant.context_tokens(serving.context_tokens)
         limit = prompt_limit(params, context)
         prompt = chat_prompt(serving.tokenizer, serving.template, body.messages, context, limit, ignored)
-        return prompt, engine_requests(serving, heading, body, [prompt], params)
+        return prompt, engine_requests(serving, tenant, heading, body, [prompt], params)
 
     prompt, requests = await asyncio.to_thread(prepare)
     count = UsageCount(len(prompt.token_ids), samples=params.n)
@@ -56,7 +60,7 @@ async def chat_completions(serving: Serving, request: Request) -> Response:
         include_usage=include_usage,
         continuous_usage=continuous,
     )
-    deltas = answer(serving.client, serving.tokenizer, requests, until)
+    deltas = answer(serving.client, serving.tokenizer, requests, tenant, until)
     chunks = chat_chunks(heading, prompt, deltas, count, serving.tokenizer, shape)
     wire, headers = Wire(serving.dialect.error), truncation_header([prompt])
     if body.stream:
@@ -69,13 +73,14 @@ async def completions(serving: Serving, request: Request) -> Response:
     until = deadline_of(request, body.deadline_s)
     serving.check_model(body.model)
     refuse_unsupported(body)
+    tenant = tenant_of(request)
     params = completion_params(body)
     heading = new_heading(serving, "cmpl-")
 
     def prepare() -> tuple[list[Prompt], list[EngineRequest]]:
-        context = serving.context_tokens
+        context = tenant.context_tokens(serving.context_tokens)
         prompts = completion_prompts(serving.tokenizer, body.prompt, context, prompt_limit(params, context))
-        return prompts, engine_requests(serving, heading, body, prompts, params)
+        return prompts, engine_requests(serving, tenant, heading, body, prompts, params)
 
     prompts, requests = await asyncio.to_thread(prepare)
     count = UsageCount(sum(len(prompt.token_ids) for prompt in prompts), samples=params.n)
@@ -89,7 +94,7 @@ async def completions(serving: Serving, request: Request) -> Response:
         include_usage=include_usage,
         continuous_usage=continuous,
     )
-    deltas = answer(serving.client, serving.tokenizer, requests, until)
+    deltas = answer(serving.client, serving.tokenizer, requests, tenant, until)
     chunks = completion_chunks(heading, prompts, params.n, deltas, count, serving.tokenizer, shape)
     wire, headers = Wire(serving.dialect.error), truncation_header(prompts)
     if body.stream:
@@ -125,10 +130,11 @@ def _usage_wanted(body: Common) -> tuple[bool, bool]:
 
 
 def engine_requests(
-    serving: Serving, heading: Heading, body: Drawing, prompts: list[Prompt], params: SamplingParams
+    serving: Serving, tenant: Tenant, heading: Heading, body: Drawing, prompts: list[Prompt], params: SamplingParams
 ) -> list[EngineRequest]:
     """One a prompt, after all that can be checked here was checked."""
-    check_context(prompts, params.max_tokens, serving.context_tokens)
+    context = tenant.context_tokens(serving.context_tokens)
+    check_context(prompts, params.max_tokens, context)
     check_token_ids(params, serving.tokenizer.vocab_size)
     serving.check_priority(body.priority)
     return [
@@ -136,9 +142,15 @@ def engine_requests(
             serving.tokenizer,
             f"{heading.id}-{index}",
             prompt.token_ids,
-            params,
+            _bounded(params, context - len(prompt.token_ids)) if context < serving.context_tokens else params,
             priority=body.priority or 0,
-            cache_salt=body.cache_salt or "",
+            cache_salt=tenant.cache_salt(body.cache_salt or ""),
+            tenant=tenant.name,
         )
         for index, prompt in enumerate(prompts)
     ]
+
+
+def _bounded(params: SamplingParams, most: int) -> SamplingParams:
+    """An answer without a length of its own ends where the tenant's context does, not at the model's."""
+    return params if params.max_tokens is not None else msgspec.structs.replace(params, max_tokens=most)

@@ -7,6 +7,7 @@ and endpoints with shapes of their own bring another `ErrorShape`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -28,12 +29,23 @@ MAX_MESSAGE_CHARS = 1000
 
 
 class RequestError(InputError):
-    """A request that is refused with another status than 400, or with a code that clients look for."""
+    """A request that is refused with another status than 400, with a code that clients look for, or for a time only."""
 
-    def __init__(self, message: str, *, status: int = 400, code: str | None = None, param: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        kind: str = "invalid_request_error",
+        code: str | None = None,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
         super().__init__(message, param=param)
         self.status = status
+        self.kind = kind
         self.code = code
+        self.retry_after_s = retry_after_s
 
 
 class DeadlineError(PunaError):
@@ -74,8 +86,8 @@ def http_failure(error: BaseException) -> HttpFailure:
     """What a client is told of `error`."""
     status, kind, code = _classify(error)
     headers: dict[str, str] = {}
-    if isinstance(error, OverloadedError):
-        headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
+    if isinstance(error, OverloadedError | RequestError) and error.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     if status == 408:
@@ -92,7 +104,7 @@ def http_failure(error: BaseException) -> HttpFailure:
 def _classify(error: BaseException) -> tuple[int, str, str | None]:
     match error:
         case RequestError():
-            return error.status, "invalid_request_error", error.code
+            return error.status, error.kind, error.code
         case MemoryBudgetError():
             return 400, "invalid_request_error", "memory_budget_exceeded"
         case InputError():

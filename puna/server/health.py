@@ -29,7 +29,10 @@ def health_response(serving: Serving) -> Response:
 
 
 def ready_response(serving: Serving) -> Response:
-    """503 while there is no engine, or its queue is full."""
+    """503 while the server drains, while there is no engine, or its queue is full."""
+    if serving.draining.is_on:
+        said = f"the server is going down; what runs has {serving.draining.left_s:.0f} s"
+        return json_response({"status": "draining", "reason": said}, 503, {"Retry-After": "1"})
     reason = _why_not(serving)
     if reason is None:
         return json_response({"status": "ready"})

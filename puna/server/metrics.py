@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from typing import Literal
 
 from fastapi import APIRouter
-from starlette.requests import Request
 from starlette.responses import Response
 
 import puna
@@ -28,8 +27,7 @@ def metrics_routes(serving: Serving) -> APIRouter:
     router = APIRouter()
 
     @router.get("/metrics")
-    async def metrics(request: Request) -> Response:
-        serving.check_key(request)
+    async def metrics() -> Response:
         return Response(metrics_text(serving), media_type=MEDIA_TYPE)
 
     return router

@@ -1,19 +1,21 @@
 """Runs the server: binds the port, starts the engine process, serves until a signal, leaves nothing behind.
 
 The port is taken before the model is loaded, so a port in use is known at once, and listened to only when answers can
-be given. On SIGINT or SIGTERM running answers get `drain_s` seconds to end; then they end with an error event.
+be given. On SIGINT or SIGTERM it goes on listening, refuses new work, and gives running answers `drain_s` seconds; what
+still runs then ends with an error event. A second signal does not wait. SIGHUP reads the keys again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import signal
 import socket
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Literal
 
 import uvicorn
@@ -29,14 +31,17 @@ from puna.server.account import Account
 from puna.server.app import make_app
 from puna.server.batch_work import BatchWork
 from puna.server.dialect import DIALECTS
+from puna.server.draining import Draining
 from puna.server.loopback import LoopbackAnswer, ask
 from puna.server.patience import PatientProtocol
 from puna.server.serving import Serving
 from puna.server.state import State, StateError
+from puna.server.tenants import KeySources, Tenants
 from puna.server.tracing import Tracing, open_tracing
 
 log = logging.getLogger("puna.server")
 CLOSE_S = 3  # after draining: for the error events to be written
+CLOSE_URGENT_S = 1  # after a second signal
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class ServeOptions:
     names: tuple[str, ...]
     host: str = "127.0.0.1"
     port: int = 8000
-    api_key: str | None = None
+    keys: KeySources = field(default_factory=KeySources)
     max_body_bytes: int = 16 << 20
     drain_s: float = 5.0
     hang_s: float = HANG_S
@@ -64,24 +69,35 @@ class PortError(PunaError):
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None], on_drained: Callable[[], None]) -> None:
+    """Ends as `draining` says: signals begin that, the sockets are closed when it is over."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        draining: Draining,
+        on_ready: Callable[[], None],
+        on_drained: Callable[[], None],
+    ) -> None:
         super().__init__(config)
+        self._draining = draining
         self._on_ready = on_ready
         self._on_drained = on_drained
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        self._draining.begin()
+
+    async def on_tick(self, counter: int) -> bool:
+        return await super().on_tick(counter) or self._draining.is_over
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._on_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        log.info("ending: running answers may go on for a while")
-        assert isinstance(self.config.timeout_graceful_shutdown, int)
-        drain_s = self.config.timeout_graceful_shutdown - CLOSE_S
-        timer = asyncio.get_running_loop().call_later(drain_s, self._on_drained)
-        try:
-            await super().shutdown(sockets)
-        finally:
-            timer.cancel()
+        log.info("ending: nothing is asked any more, or its time is up")
+        self.config.timeout_graceful_shutdown = CLOSE_URGENT_S if self._draining.is_urgent else CLOSE_S
+        self._on_drained()
+        await super().shutdown(sockets)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -122,10 +138,11 @@ async def _serve(
     config: EngineConfig, options: ServeOptions, bound: socket.socket, announce: Callable[[str], None]
 ) -> None:
     tracing = open_tracing(options.otlp)
+    tenants = Tenants(options.keys)
     client = await Supervisor.start(config, hang_s=options.hang_s)
     try:
         state = await asyncio.to_thread(_open_state, options.state, announce)
-        serving = await make_serving(client, options, state)
+        serving = await make_serving(client, options, state, tenants)
         for line in client.info.memory:
             announce(f"  {line.name:16} {line.size:>10}  {line.note}")
         await _listen(serving, options, bound, announce, tracing)
@@ -136,7 +153,12 @@ async def _serve(
         log.info("the server has ended")
 
 
-async def make_serving(client: Supervisor, options: ServeOptions, state: State | StateError | None = None) -> Serving:
+async def make_serving(
+    client: Supervisor,
+    options: ServeOptions,
+    state: State | StateError | None = None,
+    tenants: Tenants | None = None,
+) -> Serving:
     """What endpoints need of a running engine and its model."""
     info = client.info
     model = await asyncio.to_thread(load_model, info.model_path)
@@ -147,7 +169,8 @@ async def make_serving(client: Supervisor, options: ServeOptions, state: State |
         client=client,
         context_tokens=info.max_model_len,
         fingerprint=info.fingerprint,
-        api_key=options.api_key,
+        tenants=tenants or Tenants(options.keys),
+        draining=Draining(options.drain_s),
         max_body_bytes=options.max_body_bytes,
         dialect=DIALECTS[options.dialect],
         strict=options.strict,
@@ -185,7 +208,6 @@ async def _listen(
         lifespan="off",
         http=PatientProtocol,
         ws="none",
-        timeout_graceful_shutdown=math.ceil(options.drain_s) + CLOSE_S,
     )
     if isinstance(serving.state, State):
         start_batches(serving, app, serving.state)
@@ -198,16 +220,20 @@ async def _listen(
 
     server = _Server(
         config,
+        serving.draining,
         on_ready=on_ready,
         on_drained=lambda: closing.append(asyncio.ensure_future(serving.client.close())),
     )
-    # The server raises the signal that ended it again when it is done; by then there is nothing left to interrupt.
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, lambda *_: None)  # while the last things are put away
+    if not sys.stdin.isatty():  # else it says that the terminal was closed, which ends the server
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, serving.tenants.try_reload)
+    watching = asyncio.create_task(serving.tenants.watch())
     try:
         await server.serve([bound])
         await asyncio.gather(*closing)
     finally:
+        watching.cancel()
         if serving.batches is not None:
             await serving.batches.close()
         if isinstance(serving.state, State):

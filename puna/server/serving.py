@@ -1,11 +1,10 @@
-"""What every endpoint needs to know: the served model, its tokenizer and template, its engine, the limits at the door.
+"""What every endpoint needs to know: the served model, its tokenizer and template, its engine, who may come in.
 
-It decides who may come in and which model they may name.
+It decides which model a request may name.
 """
 
 from __future__ import annotations
 
-import hmac
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -13,8 +12,8 @@ from typing import TYPE_CHECKING, Literal
 from starlette.requests import Request
 
 from puna.server.errors import RequestError
-from puna.server.loopback import TRUSTED
 from puna.server.state import State, StateError
+from puna.server.tenants import tenant_of
 
 if TYPE_CHECKING:
     from puna.engine.supervisor import Supervisor
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
     from puna.models.tokenizer import Tokenizer
     from puna.server.batch_work import BatchWork
     from puna.server.dialect import Dialect
+    from puna.server.draining import Draining
+    from puna.server.tenants import Tenants
 
 MAX_PRIORITY = 2**31 - 1
 
@@ -38,7 +39,8 @@ class Serving:
     client: Supervisor
     context_tokens: int
     fingerprint: str
-    api_key: str | None
+    tenants: Tenants
+    draining: Draining
     max_body_bytes: int
     dialect: Dialect
     strict: bool
@@ -53,24 +55,9 @@ class Serving:
     def name(self) -> str:
         return self.names[0]
 
-    def check_key(self, request: Request) -> None:
-        """RequestError (401) unless the request carries the key, where one is set."""
-        if self.api_key is None or request.scope.get(TRUSTED) is self:
-            return
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer":
-            given = request.headers.get("x-api-key", "")
-        if not hmac.compare_digest(given.strip().encode(), self.api_key.encode()):
-            raise RequestError(
-                "a valid API key is needed; send the header 'authorization: Bearer <key>' or 'x-api-key: <key>'",
-                status=401,
-                code="invalid_api_key",
-            )
-
     def owner(self, request: Request) -> str:
-        """The tenant that asks, whose stored responses, files and batches are its own; checks the key."""
-        self.check_key(request)
-        return ""
+        """The tenant that asks, whose stored responses, files and batches are its own."""
+        return tenant_of(request).name
 
     def need_state(self) -> State:
         """RequestError (503) where this server keeps nothing."""

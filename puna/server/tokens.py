@@ -68,7 +68,6 @@ def token_routes(serving: Serving) -> APIRouter:
 
     @router.post("/tokenize")
     async def tokenize(request: Request) -> Response:
-        serving.check_key(request)
         body, ignored = await read(request, TokenizeRequest, serving.max_body_bytes, strict=serving.strict)
         serving.check_model(body.model)
         refuse_off_values(body, OFF_VALUES)
@@ -76,15 +75,13 @@ def token_routes(serving: Serving) -> APIRouter:
 
     @router.post("/detokenize")
     async def detokenize(request: Request) -> Response:
-        serving.check_key(request)
         body, _ = await read(request, DetokenizeRequest, serving.max_body_bytes, strict=serving.strict)
         serving.check_model(body.model)
         text = await asyncio.to_thread(_detokenize, serving, body.tokens)
         return json_response({"content" if serving.dialect.content_field else "prompt": text})
 
     @router.get("/tokenizer_info")
-    async def tokenizer_info(request: Request) -> Response:
-        serving.check_key(request)
+    async def tokenizer_info() -> Response:
         return json_response(_info(serving))
 
     return router

@@ -30,12 +30,10 @@ def message_routes(serving: Serving) -> APIRouter:
 
     @router.post(PATH)
     async def create(request: Request) -> Response:
-        serving.check_key(request)
         return await _create(serving, request)
 
     @router.post(f"{PATH}/count_tokens")
     async def count_tokens(request: Request) -> Response:
-        serving.check_key(request)
         return await _count(serving, request)
 
     return router
