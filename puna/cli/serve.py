@@ -43,6 +43,16 @@ def serve(
         typer.Option("--keys", help="File of keys that name tenants (puna keys); read again when it changes."),
     ] = None,
     max_body_mb: Annotated[int, typer.Option("--max-body-mb", min=1, max=1024, help="Largest request body.")] = 16,
+    max_connections: Annotated[
+        int,
+        typer.Option("--max-connections", min=1, max=1 << 20, hidden=True, help="Open connections; more get a 503."),
+    ] = 4096,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--cors-origin", hidden=True, help="Origin whose pages may ask from a browser; * for all. Repeat it."
+        ),
+    ] = None,
     drain: Annotated[
         float,
         typer.Option("--drain", min=0, max=86400, help="Seconds that running answers have when the server stops."),
@@ -115,6 +125,8 @@ def serve(
         port=port,
         keys=sources,
         max_body_bytes=max_body_mb << 20,
+        max_connections=max_connections,
+        cors_origins=tuple(cors_origin or ()),
         drain_s=drain,
         hang_s=hang,
         dialect=dialect,

@@ -14,6 +14,7 @@ import puna
 from puna.errors import PunaError
 from puna.server.admin import admin_routes
 from puna.server.batches import batch_routes
+from puna.server.cors import Cors
 from puna.server.delivery import error_response, json_response
 from puna.server.door import Door
 from puna.server.endpoints import chat_completions, completions, model_card
@@ -30,7 +31,7 @@ from puna.server.serving import Serving
 from puna.server.tokens import token_routes
 
 
-def make_app(serving: Serving) -> FastAPI:
+def make_app(serving: Serving, cors_origins: tuple[str, ...] = ()) -> FastAPI:
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
 
     @app.post("/v1/chat/completions")
@@ -88,6 +89,8 @@ def make_app(serving: Serving) -> FastAPI:
     app.add_exception_handler(Exception, answer_error)
     app.add_middleware(IgnoredNames)
     app.add_middleware(Door, serving=serving, answer_error=answer_error)  # the last one added is the first that is met
+    if cors_origins:
+        app.add_middleware(Cors, origins=cors_origins)
     return app
 
 

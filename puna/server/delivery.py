@@ -1,13 +1,15 @@
 """How an answer reaches the client: a stream of frames or one body, and an end to the work when the client is gone.
 
-Both wait for the first chunk before the status is sent, so a request that the engine refuses has its own status. An
-error after that goes into the stream as an event. It knows HTTP; it knows nothing of what the chunks say.
+Both wait for the first chunk before the status is sent, so a request that the engine refuses has its own status. A
+stream that is quiet for long is kept alive with comments, and its status is sent with the first of those. An error
+after that goes into the stream as an event. It knows HTTP; it knows nothing of what the chunks say.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +20,9 @@ from starlette.types import Receive, Scope, Send
 
 from puna.errors import PunaError
 from puna.server.errors import ErrorShape, http_failure, openai_error
-from puna.server.frames import DONE, MEDIA_TYPE, named_frame, sse_frame
+from puna.server.frames import DONE, KEEP_ALIVE, MEDIA_TYPE, named_frame, sse_frame
+
+QUIET_S = 10.0  # after which a stream says that it lives
 
 log = logging.getLogger("puna.server")
 
@@ -41,12 +45,14 @@ def typed_frame(chunk: Any) -> bytes:
 @dataclass(frozen=True)
 class Wire:
     """How one endpoint's answers lie on the wire. `error`: the body of a refusal and, unless there is an `error_event`,
-    what a stream says of a failure in its middle. `end`: the bytes behind the last chunk."""
+    what a stream says of a failure in its middle. `end`: the bytes behind the last chunk. `keep_alive`: those that say
+    nothing but that there will be more."""
 
     error: ErrorShape = openai_error
     error_event: ErrorShape | None = None
     frame: Callable[[Any], bytes] = plain_frame
     end: bytes = DONE
+    keep_alive: bytes = KEEP_ALIVE
 
 
 OPENAI = Wire()
@@ -76,29 +82,50 @@ class StreamedAnswer(Response):
         await while_connected(receive, self._send(scope, receive, send))
 
     async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
+        stream = _Stream(send, [(name.encode(), value.encode()) for name, value in self.further_headers.items()])
+        keeping = asyncio.create_task(stream.keep_alive(self.wire.keep_alive))
         try:
-            try:
-                first = await anext(self.chunks)
-            except Exception as error:
+            async for chunk in self.chunks:
+                await stream.write(self.wire.frame(chunk))
+        except Exception as error:
+            if not stream.has_begun:
                 await error_response(error, self.wire.error)(scope, receive, send)
                 return
-            further = [(name.encode(), value.encode()) for name, value in self.further_headers.items()]
-            await send({"type": "http.response.start", "status": 200, "headers": [*_STREAM_HEADERS, *further]})
-            await self._frame(send, first)
-            try:
-                async for chunk in self.chunks:
-                    await self._frame(send, chunk)
-            except Exception as error:
-                if not isinstance(error, PunaError):
-                    log.error("a stream hit a bug", exc_info=error)
-                shape = self.wire.error_event or self.wire.error
-                await self._frame(send, shape(http_failure(error)))
-            await send({"type": "http.response.body", "body": self.wire.end, "more_body": False})
+            if not isinstance(error, PunaError):
+                log.error("a stream hit a bug", exc_info=error)
+            shape = self.wire.error_event or self.wire.error
+            await stream.write(self.wire.frame(shape(http_failure(error))))
         finally:
+            keeping.cancel()
             await self.chunks.aclose()
+        await stream.write(self.wire.end, is_last=True)
 
-    async def _frame(self, send: Send, chunk: Any) -> None:
-        await send({"type": "http.response.body", "body": self.wire.frame(chunk), "more_body": True})
+
+class _Stream:
+    """A stream's bytes on their way: the status goes with the first of them."""
+
+    def __init__(self, send: Send, further_headers: list[tuple[bytes, bytes]]) -> None:
+        self.has_begun = False
+        self._send = send
+        self._further_headers = further_headers
+        self._written = time.monotonic()
+
+    async def write(self, data: bytes, *, is_last: bool = False) -> None:
+        self._written = time.monotonic()
+        if not self.has_begun:
+            self.has_begun = True
+            headers = [*_STREAM_HEADERS, *self._further_headers]
+            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        await self._send({"type": "http.response.body", "body": data, "more_body": not is_last})
+
+    async def keep_alive(self, data: bytes) -> None:
+        """Writes `data` whenever nothing else was written for `QUIET_S` seconds; until it is cancelled."""
+        while True:
+            quiet_s = time.monotonic() - self._written
+            if quiet_s >= QUIET_S:
+                await self.write(data)
+            else:
+                await asyncio.sleep(QUIET_S - quiet_s)
 
 
 class WholeAnswer(Response):

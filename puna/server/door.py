@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from puna.errors import PunaError
+from puna.server.errors import MAX_HEAD_BYTES, head_too_large
 from puna.server.limits import Tenant
 from puna.server.loopback import TENANT, TRUSTED
 from puna.server.serving import Serving
@@ -40,6 +41,7 @@ class Door:
             await self._app(scope, receive, send)
             return
         try:
+            _check_head(scope)
             tenant = self._let_in(scope)
             if tenant is None:
                 await self._app(scope, receive, send)
@@ -93,3 +95,10 @@ class Door:
         finally:
             self._serving.draining.running -= 1
             tenant.leave()
+
+
+def _check_head(scope: Scope) -> None:
+    """RequestError (431) where a head that came in one piece is larger than one in many could be."""
+    size = len(scope["raw_path"]) + len(scope["query_string"]) + sum(len(n) + len(v) + 4 for n, v in scope["headers"])
+    if size > MAX_HEAD_BYTES:
+        raise head_too_large(MAX_HEAD_BYTES)

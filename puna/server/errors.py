@@ -26,6 +26,7 @@ from puna.errors import (
 )
 
 MAX_MESSAGE_CHARS = 1000
+MAX_HEAD_BYTES = 32 << 10  # of a request's line and headers together
 
 
 class RequestError(InputError):
@@ -46,6 +47,14 @@ class RequestError(InputError):
         self.kind = kind
         self.code = code
         self.retry_after_s = retry_after_s
+
+
+def head_too_large(limit_bytes: int) -> RequestError:
+    return RequestError(
+        f"the request's line and headers are larger than {limit_bytes} bytes together; shorten them",
+        status=431,
+        code="head_too_large",
+    )
 
 
 class DeadlineError(PunaError):

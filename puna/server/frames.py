@@ -19,3 +19,6 @@ def named_frame(name: str, data: bytes) -> bytes:
 
 
 DONE = sse_frame(b"[DONE]")
+
+# A comment: clients skip it, and a proxy sees that the stream is alive.
+KEEP_ALIVE = b": keep-alive\n\n"

@@ -1,7 +1,8 @@
-"""The HTTP protocol of the server, with an end to its patience: who connects has to ask for something.
+"""The HTTP protocol of the server, with an end to its patience: who connects has to ask for something, and to listen.
 
-uvicorn waits for ever for the lines of a request that come one by one, so a few hundred idle sockets would use up the
-server's file descriptors. How long a body may take is `read_body`'s to say.
+uvicorn waits for ever for the lines of a request that come one by one, and for a client to take what was written for
+it, so a few hundred idle sockets would use up file descriptors and memory. How long a body may take is `read_body`'s to
+say.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ import asyncio
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_S = 20.0
+STALL_S = 30.0
 
 
 class PatientProtocol(H11Protocol):
-    """Closes a connection whose request's head is not whole `HEAD_S` seconds after it could begin."""
+    """Closes a connection whose request's head is not whole `HEAD_S` seconds after it could begin, and one that takes
+    nothing of what waits for it for `STALL_S` seconds."""
 
     _head_timer: asyncio.TimerHandle | None = None
+    _stall_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -25,13 +29,22 @@ class PatientProtocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if self._is_answering:
-            self._stop_timer()
+            self._stop_head_timer()
         elif self._head_timer is None:
             self._head_timer = self.loop.call_later(HEAD_S, self._give_up)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_timer()
+        self._stop_head_timer()
+        self._stop_stall_timer()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stall_timer = self.loop.call_later(STALL_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_stall_timer()
 
     @property
     def _is_answering(self) -> bool:
@@ -42,7 +55,12 @@ class PatientProtocol(H11Protocol):
         if not self._is_answering:
             self.transport.close()
 
-    def _stop_timer(self) -> None:
+    def _stop_head_timer(self) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+    def _stop_stall_timer(self) -> None:
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None

@@ -30,10 +30,11 @@ from puna.models.load import load_model
 from puna.server.account import Account
 from puna.server.app import make_app
 from puna.server.batch_work import BatchWork
+from puna.server.connections import allow_descriptors, bounded_connection
 from puna.server.dialect import DIALECTS
 from puna.server.draining import Draining
+from puna.server.errors import MAX_HEAD_BYTES
 from puna.server.loopback import LoopbackAnswer, ask
-from puna.server.patience import PatientProtocol
 from puna.server.serving import Serving
 from puna.server.state import State, StateError
 from puna.server.tenants import KeySources, Tenants
@@ -53,6 +54,8 @@ class ServeOptions:
     port: int = 8000
     keys: KeySources = field(default_factory=KeySources)
     max_body_bytes: int = 16 << 20
+    max_connections: int = 4096
+    cors_origins: tuple[str, ...] = ()
     drain_s: float = 5.0
     hang_s: float = HANG_S
     dialect: str = "openai"
@@ -199,14 +202,15 @@ async def _listen(
     tracing: Tracing | None,
 ) -> None:
     url = url_of(bound)
-    app = make_app(serving)
+    app = make_app(serving, options.cors_origins)
     config = uvicorn.Config(
         Account(app, serving, log_prompts=options.log_prompts, tracing=tracing),
         log_config=None,
         access_log=False,
         server_header=False,
         lifespan="off",
-        http=PatientProtocol,
+        http=bounded_connection(allow_descriptors(options.max_connections), serving.dialect.error),
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         ws="none",
     )
     if isinstance(serving.state, State):

@@ -42,13 +42,13 @@ class ServerProcess:
         )
         server = cls(process)
         try:
-            server._wait_until_ready()
+            server.wait_until_ready()
         except BaseException:
             server.kill()
             raise
         return server
 
-    def _wait_until_ready(self) -> None:
+    def wait_until_ready(self) -> None:
         printed: queue.Queue[str | None] = queue.Queue()
 
         def read() -> None:

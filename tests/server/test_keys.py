@@ -141,7 +141,7 @@ def test_a_key_that_is_taken_away_or_added_counts_without_a_restart(server: Serv
     time.sleep(1.5)
     assert post(server, newer).status_code == 200  # a file that cannot be used changes nothing
     assert code(post(server, ADMIN, path="/admin/reload"))[0] == 400
-    file.write_text(key_file(acme=ACME, beta=BETA, slow=SLOW))
+    file.write_text(key_file(acme=ACME, beta=BETA, slow=SLOW, one=ONE))
     wait_for(lambda: post(server, ACME).status_code == 200)  # seen without being told
     assert post(server, newer).status_code == 401
 

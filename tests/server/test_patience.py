@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from puna.server import body, patience
@@ -33,12 +34,26 @@ async def slow(_: Request) -> Response:
     return Response("late")
 
 
+async def flood(request: Request) -> Response:
+    async def pieces() -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield b"x" * 65536
+                await asyncio.sleep(0)
+        finally:
+            request.app.state.ended = True
+
+    return StreamingResponse(pieces())
+
+
+APP = Starlette(routes=[Route("/", echo, methods=["POST"]), Route("/slow", slow), Route("/flood", flood)])
+
+
 def serving(talk: Talk) -> None:
     """Runs `talk` with the port of a small server that uses the protocol."""
-    app = Starlette(routes=[Route("/", echo, methods=["POST"]), Route("/slow", slow)])
 
     async def play() -> None:
-        config = uvicorn.Config(app, port=0, http=PatientProtocol, ws="none", log_config=None, lifespan="off")
+        config = uvicorn.Config(APP, port=0, http=PatientProtocol, ws="none", log_config=None, lifespan="off")
         server = uvicorn.Server(config)
         running = asyncio.create_task(server.serve())
         while not server.started:
@@ -106,5 +121,17 @@ def test_a_body_that_does_not_come_is_a_408_and_ends_the_connection(monkeypatch:
         received = await said(port, head, b"1")
         assert received.startswith(b"HTTP/1.1 408 ")
         assert b"request_timeout" in received
+
+    serving(talk)
+
+
+def test_a_client_that_takes_nothing_of_its_answer_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "STALL_S", 0.2)
+
+    async def talk(port: int) -> None:
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(b"GET /flood HTTP/1.1\r\nhost: x\r\n\r\n")
+            while not getattr(APP.state, "ended", False):
+                await asyncio.sleep(0.01)
 
     serving(talk)
