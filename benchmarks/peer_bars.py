@@ -23,8 +23,16 @@ TITLES = {
     "shared32": "32 on a shared prefix of 1,000, 32 out, seconds",
     "first_token": "command to first token, seconds",
     "memory": "resident beside weights and pool, MB",
+    "serve1": "1 client, output tokens/s",
+    "serve8": "8 clients, output tokens/s",
+    "serve32": "32 clients, output tokens/s",
+    "ttft99": "32 clients, 99th percentile of first tokens, seconds",
+    "prefix32": "32 clients on a prefix of 1,000, 32 out, seconds",
+    "http_us": "HTTP process, microseconds of CPU a streamed token",
+    "engine_share": "engine's CPU a token, over offline",
+    "ready": "command to first answer, seconds",
 }
-LOWER_IS_BETTER = {"shared32", "first_token", "memory"}
+LOWER_IS_BETTER = {"shared32", "first_token", "memory", "ttft99", "prefix32", "http_us", "engine_share", "ready"}
 OURS = "Puna"
 
 
@@ -40,6 +48,17 @@ class Bar:
 
 
 Q4_0, SAME_FILE, VLLM = ("llama.cpp Q4_0",), ("llama.cpp same file",), ("vLLM",)
+SERVED = (*Q4_0, *VLLM)
+SERVE_BARS = (
+    Bar("serve1", 1.5, SERVED),
+    Bar("serve8", 2.5, SERVED),
+    Bar("serve32", 2.0, SERVED),
+    Bar("ttft99", 2.0, SERVED),
+    Bar("prefix32", 3.0, SERVED),
+    Bar("http_us", 200.0),
+    Bar("engine_share", 1.05),
+    Bar("ready", 2.0),
+)
 BARS = (
     Bar("decode1", 1.5, Q4_0),
     Bar("decode1", 2.3, SAME_FILE),
@@ -57,10 +76,10 @@ BARS = (
 )
 
 
-def judge(engines: Mapping[str, Figures]) -> list[dict[str, Any]]:
+def judge(engines: Mapping[str, Figures], bars: Sequence[Bar] = BARS) -> list[dict[str, Any]]:
     """One entry a bar that can be judged: against whom, the ratio's median, least and most, and whether it holds."""
     found = []
-    for bar in BARS:
+    for bar in bars:
         ours = engines.get(OURS, {}).get(bar.figure)
         if not ours:
             continue

@@ -45,6 +45,10 @@ class Worker:
         self.facts = self._read()
         self._pause()
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def measure(self, round_number: int) -> dict[str, float]:
         """One round of everything. Tokens a second; `shared32` in seconds."""
         dice = random.Random(f"{round_number}")  # the same prompts for every engine of a round
@@ -114,7 +118,7 @@ def puna_worker(model: Path, log: Path, kv_mib: int | None = None) -> Worker:
     return Worker("Puna", command, os.environ, log)
 
 
-def vllm_worker(environment_folder: Path, model_folder: Path, log: Path) -> Worker:
+def vllm_environment(environment_folder: Path) -> dict[str, str]:
     """Bound to all cores (by default it leaves one idle), with the allocator and the OpenMP that its authors advise."""
     cores = sorted(os.sched_getaffinity(0))
     preload = [
@@ -129,8 +133,12 @@ def vllm_worker(environment_folder: Path, model_folder: Path, log: Path) -> Work
         "HF_HUB_OFFLINE": "1",
         "LD_PRELOAD": ":".join(map(str, preload)),
     }
-    python = environment_folder / "bin" / "python"
-    return Worker("vLLM bf16", [str(python), str(HERE / "vllm_worker.py"), str(model_folder)], environment, log)
+    return environment
+
+
+def vllm_worker(environment_folder: Path, model_folder: Path, log: Path) -> Worker:
+    command = [str(environment_folder / "bin" / "python"), str(HERE / "vllm_worker.py"), str(model_folder)]
+    return Worker("vLLM bf16", command, vllm_environment(environment_folder), log)
 
 
 @dataclass(frozen=True)

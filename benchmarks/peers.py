@@ -36,7 +36,7 @@ KV_MIB, MEMORY_SEQUENCES, MEMORY_TOKENS = 64, 8, 250  # of the run that looks at
 
 
 def main() -> None:
-    options = _options()
+    options = peer_options(__doc__ or "", "peers.json")
     target = options.work / "peers.json"
     if options.source is None:
         options.work.mkdir(parents=True, exist_ok=True)
@@ -197,7 +197,7 @@ def _engines(
     else:
         try:
             print("vLLM loads; that takes a minute or two", file=sys.stderr)
-            vllm = vllm_worker(options.vllm, _vllm_folder(options), options.work / "vllm.log")
+            vllm = vllm_worker(options.vllm, vllm_folder(options), options.work / "vllm.log")
             stack.callback(vllm.close)
             yield "vLLM bf16", vllm
         except (EngineFailedError, OSError) as error:
@@ -209,14 +209,14 @@ def _engines(
         if not (folder / "bin" / "llama-bench").exists():
             print(f"{folder} is left out: there is no bin/llama-bench in it", file=sys.stderr)
             continue
-        small = _q4_0(options, folder)
+        small = q4_0_file(options, folder)
         name, threads = folder.name, available_threads()
         yield f"llama.cpp Q4_0, {name}", LlamaCpp(f"llama.cpp Q4_0, {name}", folder, small, threads, whole=True)
         same = f"llama.cpp same file, {name}"
         yield same, LlamaCpp(same, folder, options.model, threads, whole=False)
 
 
-def _q4_0(options: argparse.Namespace, llama: Path) -> Path:
+def q4_0_file(options: argparse.Namespace, llama: Path) -> Path:
     """llama.cpp's fast path: the same model, its matrices rounded once more."""
     target: Path = options.work / f"{options.model.stem}.Q4_0.gguf"
     if not target.exists():
@@ -232,7 +232,7 @@ def _q4_0(options: argparse.Namespace, llama: Path) -> Path:
     return target
 
 
-def _vllm_folder(options: argparse.Namespace) -> Path:
+def vllm_folder(options: argparse.Namespace) -> Path:
     target: Path = options.vllm_model or options.work / f"{options.model.stem}.bf16"
     if not (target / "config.json").exists():
         command = [
@@ -264,11 +264,13 @@ def _fill(file: Path, text: str) -> None:
     file.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
 
 
-def _options() -> argparse.Namespace:
+def peer_options(description: str, result: str, *, serving: bool = False) -> argparse.Namespace:
+    """Of this script, or of serve_peers.py; `result` is what --from takes."""
+
     def folder(name: str) -> Path | None:
         return Path(os.environ[name]) if os.environ.get(name) else None
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=folder("PUNA_BENCH_MODEL"), help="GGUF file (PUNA_BENCH_MODEL)")
     parser.add_argument(
         "--vllm", type=Path, default=folder("PUNA_BENCH_VLLM"), help="its environment (PUNA_BENCH_VLLM)"
@@ -281,14 +283,21 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--page", type=Path, nargs="?", const=HERE.parent / "docs" / "performance.md", help="fill its table"
     )
-    parser.add_argument("--plot", type=Path, nargs="?", const=HERE.parent / "docs" / "roofline.svg", help="PNG or SVG")
-    parser.add_argument("--from", type=Path, dest="source", help="measure nothing: use this JSON of an earlier run")
+    parser.add_argument("--from", type=Path, dest="source", help=f"measure nothing: use this {result}")
+    if serving:
+        parser.add_argument("--scale", type=float, default=1.0, help="of the loads of servers: 0.1 is a quick trial")
+    else:
+        parser.add_argument(
+            "--plot", type=Path, nargs="?", const=HERE.parent / "docs" / "roofline.svg", help="PNG or SVG"
+        )
     options = parser.parse_args()
     options.llama = options.llama or builds
     if options.source is None and (options.model is None or not options.model.is_file()):
         parser.error(f"--model names the GGUF file to measure; {options.model or 'nothing'} is none")
     if options.rounds < 1:
         parser.error("--rounds is 1 at least")
+    if serving and not 0 < options.scale <= 10:
+        parser.error("--scale is above 0, and 10 at most")
     return options
 
 

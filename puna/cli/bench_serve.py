@@ -206,7 +206,7 @@ def _print(report: LoadReport) -> None:
         f"microseconds a token{late}"
     )
     what = f"{plain(report.target.model)} at {plain(report.target.url or '')}: {_described(report.load)}"
-    print_machine(console, report.machine, what)
+    print_machine(console, report.machine, what, with_server=True)
 
 
 def _described(load: Load) -> str:

@@ -142,18 +142,19 @@ def _print_beside(table: Table, machine: MachineReport, what: str) -> None:
     print_machine(console, machine, what)
 
 
-def print_machine(console: Console, machine: MachineReport, what: str) -> None:
-    """What was measured, where, and what else ran meanwhile."""
+def print_machine(console: Console, machine: MachineReport, what: str, *, with_server: bool = False) -> None:
+    """What was measured, where, and what else ran meanwhile. `with_server`: that may be the measured server itself."""
+    others = "others, the server among them if it runs here," if with_server else "others"
     console.print(Text(what))
     console.print(
         Text(
             f"{plain(machine.processor)}, {machine.usable_threads} of {machine.cores} cores usable; {machine.date}; "
-            f"meanwhile others had {machine.others_share:.0%} of it and the host took {machine.steal_share:.0%}"
+            f"meanwhile {others} had {machine.others_share:.0%} of it and the host took {machine.steal_share:.0%}"
         )
     )
     for process in machine.busy_processes:
         console.print(Text(f"  busy beside this: {plain(process.name)} ({process.pid}), {process.cores:.2f} cores"))
-    if not machine.quiet:
+    if not machine.quiet and not with_server:
         console.print(Text("the machine was not quiet: do not believe these figures"), style="yellow")
 
 

@@ -30,13 +30,6 @@ def server(patient_model: Path) -> Iterator[ServerProcess]:
     running.kill()
 
 
-@pytest.fixture(scope="module")
-def patient_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tests.tiny import write_tiny_llama
-
-    return write_tiny_llama(tmp_path_factory.mktemp("model") / "small.gguf", context=4096)
-
-
 def measured(path: Path, *arguments: str) -> Any:
     done = puna("bench", "serve", *arguments, "--json", str(path))
     assert done.returncode == 0, done.stderr + done.stdout

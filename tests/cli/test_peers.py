@@ -106,3 +106,30 @@ def test_the_plot_holds_every_kernel(tiny_model: Path, tmp_path: Path) -> None:
     draw(report, plot)
     text = plot.read_text()
     assert all(f"<!-- {figure['kernel']} -->" in text for figure in report["kernels"])
+
+
+def served(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "benchmarks/serve_peers.py", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=240)
+
+
+def test_servers_are_measured_and_judged_with_whoever_is_there(patient_model: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- served: begin -->\nwhat was there\n<!-- served: end -->\nafter\n")
+    missing = tmp_path / "nothing"
+    common = ["--work", str(tmp_path), "--page", str(page)]
+    done = served("--model", str(patient_model), "--rounds", "1", "--scale", "0.01", "--llama", str(missing), *common)
+    assert done.returncode == 0, done.stderr
+    assert f"{missing} is left out" in done.stderr
+    result = json.loads((tmp_path / "served.json").read_text())
+    assert result["errors"] == {}
+    figures = result["engines"]["Puna"]
+    wanted = {"serve1", "serve8", "serve32", "ttft99", "prefix32", "http_us", "engine_share", "ready"}
+    assert set(figures) == wanted
+    assert all(values[0] >= 0 for values in figures.values())
+    assert {entry["figure"] for entry in result["judged"]} == {"http_us", "engine_share", "ready"}  # nobody to compare
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "a trial" in text
+    assert "what was there" not in text
