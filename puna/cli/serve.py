@@ -11,7 +11,8 @@ from typing import Annotated, Literal
 import typer
 
 from puna.cli import options
-from puna.cli.option_group import takes_groups
+from puna.cli.config_file import read_config
+from puna.cli.option_group import shows, takes_groups
 from puna.cli.tenancy import LimitOptions, key_sources
 
 
@@ -22,6 +23,9 @@ def default_state(name: str) -> Path:
     return models_home().parent / "serve" / (re.sub(r"[^A-Za-z0-9._-]+", "-", name)[-80:].strip(".-") or "model")
 
 
+@shows(
+    "model", "model_option", "host", "port", "name", "config", "api_key", "keys", "max_model_len", "kv_gib", "max_seqs"
+)
 @takes_groups
 def serve(
     model: Annotated[
@@ -35,6 +39,10 @@ def serve(
     name: Annotated[
         list[str] | None, typer.Option("--name", help="What clients call the model. May be repeated.")
     ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", callback=read_config, is_eager=True, help="TOML file of options, by the same names."),
+    ] = None,
     api_key: Annotated[
         str | None, typer.Option("--api-key", envvar="PUNA_API_KEY", help="Clients must send it as a bearer token.")
     ] = None,
@@ -45,13 +53,11 @@ def serve(
     max_body_mb: Annotated[int, typer.Option("--max-body-mb", min=1, max=1024, help="Largest request body.")] = 16,
     max_connections: Annotated[
         int,
-        typer.Option("--max-connections", min=1, max=1 << 20, hidden=True, help="Open connections; more get a 503."),
+        typer.Option("--max-connections", min=1, max=1 << 20, help="Open connections; more get a 503."),
     ] = 4096,
     cors_origin: Annotated[
         list[str] | None,
-        typer.Option(
-            "--cors-origin", hidden=True, help="Origin whose pages may ask from a browser; * for all. Repeat it."
-        ),
+        typer.Option("--cors-origin", help="Origin whose pages may ask from a browser; * for all. Repeat it."),
     ] = None,
     drain: Annotated[
         float,
@@ -99,11 +105,15 @@ def serve(
     policy: Annotated[str, typer.Option("--policy", rich_help_panel="Engine", help="fcfs or priority.")] = "fcfs",
     record: options.Record = None,
 ) -> None:
-    """Serve a model over HTTP, in OpenAI's shapes, until Ctrl-C."""
+    """Serve a model over HTTP, in OpenAI's shapes, until Ctrl-C.
+
+    These are the options that most need. docs/serving.md has all; each can stand here or in the file of --config.
+    """
     wanted = model or model_option
     if "" in (name or ()):
         raise typer.BadParameter("a name cannot be empty", param_hint="--name")
-    config = engine.config(
+    del config  # its values are in all others
+    settled = engine.config(
         wanted,
         max_seqs=max_seqs,
         max_waiting_seqs=max_waiting,
@@ -146,4 +156,4 @@ def serve(
             waiting.close()
             print(line, flush=True)
 
-        run(config, serving, announce=announce)
+        run(settled, serving, announce=announce)

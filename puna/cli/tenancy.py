@@ -23,7 +23,6 @@ def _limit(name: str, what: str) -> typer.models.OptionInfo:
         name,
         min=0,
         rich_help_panel=_LIMITS,
-        hidden=True,
         help=f"{what} of each tenant that has no limits of its own; 0: any.",
     )
     return option
