@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from puna.errors import PunaError
+from puna.server.asked import ASKED
 from puna.server.errors import MAX_HEAD_BYTES, head_too_large
 from puna.server.limits import Tenant
 from puna.server.loopback import TENANT, TRUSTED
@@ -70,6 +71,8 @@ class Door:
     async def _serve(self, tenant: Tenant, scope: Scope, receive: Receive, send: Send) -> None:
         """Reading is free; what makes work is limited and counted."""
         set_tenant(scope, tenant)
+        if (asked := ASKED.get()) is not None:
+            asked.tenant = tenant.name
         if scope["method"] in _READING:
             await self._app(scope, receive, send)
             return

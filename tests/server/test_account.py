@@ -96,6 +96,7 @@ def test_a_request_has_one_line_with_its_figures_and_without_its_prompt(logged: 
         "method": "POST",
         "path": "/v1/completions",
         "status": 200,
+        "tenant": "default",
         "model": "tiny",
         "answer_id": response.json()["id"],
         "prompt_tokens": usage["prompt_tokens"],

@@ -140,8 +140,8 @@ def test_no_counter_goes_backwards_when_the_engine_is_replaced(own_server: Serve
     assert after["vllm:generation_tokens_total"] == before["vllm:generation_tokens_total"] + 50
 
 
-def test_a_server_with_a_key_keeps_its_figures_to_those_who_have_it(tiny_model: Path) -> None:
-    guarded = ServerProcess.start(str(tiny_model), "--backend", "reference", env={"PUNA_API_KEY": "open-sesame"})
+def test_an_administrative_key_keeps_the_figures_to_those_who_have_it(tiny_model: Path) -> None:
+    guarded = ServerProcess.start(str(tiny_model), "--backend", "reference", env={"PUNA_ADMIN_KEY": "open-sesame"})
     try:
         assert httpx.get(f"{guarded.url}/metrics").status_code == 401
         key = {"authorization": "Bearer open-sesame"}
