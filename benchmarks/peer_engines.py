@@ -43,7 +43,7 @@ class Worker:
             start_new_session=True,
         )
         self.facts = self._read()
-        self._pause()
+        self.pause()
 
     @property
     def pid(self) -> int:
@@ -70,7 +70,7 @@ class Worker:
             "sampled32": 32 * 128 / self._seconds([self._prompt(dice, 128) for _ in range(32)], 128, 1.0),
             "shared32": self._seconds([head + self._prompt(dice, 24) for _ in range(32)], 32),
         }
-        self._pause()
+        self.pause()
         return found
 
     def ask(self, **work: Any) -> dict[str, Any]:
@@ -109,7 +109,8 @@ class Worker:
         last = self._log.read_text(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
         raise EngineFailedError(f"{self.name} ended: {last[0][:300]} (all of it is in {self._log})")
 
-    def _pause(self) -> None:
+    def pause(self) -> None:
+        """Stops it until it is asked again."""
         os.killpg(self._process.pid, signal.SIGSTOP)
 
 

@@ -51,9 +51,8 @@ static inline TwoChunks codes_of(const uint8_t* half) {
   }
 }
 
-template <Layout LAYOUT>
+template <Shape SHAPE>
 struct Format {
-  static constexpr Shape SHAPE = shape_of(LAYOUT);
   static constexpr int RUNS = SHAPE.runs;
   static constexpr bool SMALL = SHAPE.codes != Codes::bytes && !SHAPE.table;  // codes are below 128
   static constexpr size_t FACTOR_BYTES = SHAPE.factor_bytes();
@@ -106,7 +105,10 @@ struct Format {
     Factors<RUNS> f;
     if constexpr (SHAPE.floats) {
       const float* floats = reinterpret_cast<const float*>(place.group) + LANES * half;
-      PUNA_UNROLL for (int run = 0; run < RUNS; ++run) f.scale[run] = load(floats + PANEL * run);
+      PUNA_UNROLL for (int run = 0; run < RUNS; ++run) {
+        f.scale[run] = load(floats + PANEL * run);
+        if constexpr (SHAPE.minimum) f.minimum[run] = load(floats + PANEL * (RUNS + run));
+      }
     } else if constexpr (!SHAPE.sub) {
       const uint16_t* halves = reinterpret_cast<const uint16_t*>(place.group) + LANES * half;
       f.scale[0] = load_half(halves);

@@ -14,6 +14,7 @@
 //              times int8 of 32 or 16 inputs                 | 32 scales f16 | 32 minimums f16 | 8 x (32 or 2 x 32 int8
 //                                                            of scales, likewise of minimums) | 8 x codes |
 //   float      a float32 for 16 inputs                     before the codes: | 32 of the first | 32 of the last | codes |
+//              (while a product runs, of any layout: with minimums after the scales; `unpacked` in matmul.hpp)
 //
 //   layout   codes     factors        centre  bytes a group    layout   codes     factors             centre  bytes a group
 //   q4_0     nibbles   scale          8       576              q2_k     nibbles   sub, 16, minimums           656
@@ -66,7 +67,7 @@ struct Shape {
   }
   constexpr size_t kinds() const { return minimum ? 2 : 1; }
   // Bytes of factors before the codes of a group, and before a superblock.
-  constexpr size_t factor_bytes() const { return sub ? 0 : PANEL * static_cast<size_t>(runs) * (floats ? 4 : 2 * kinds()); }
+  constexpr size_t factor_bytes() const { return sub ? 0 : PANEL * static_cast<size_t>(runs) * kinds() * (floats ? 4 : 2); }
   constexpr size_t sub_bytes() const { return kinds() * static_cast<size_t>(runs) * PANEL; }  // int8 of one group
   constexpr size_t header_bytes() const { return sub ? kinds() * PANEL * 2 + SUPERGROUPS * sub_bytes() : 0; }
   constexpr size_t group_bytes() const { return factor_bytes() + code_bytes(); }
@@ -103,17 +104,21 @@ struct GroupPlace {
   int number;             // of the group in its superblock
 };
 
-template <Layout LAYOUT>
-static constexpr GroupPlace place_of(const uint8_t* panel, int64_t g) {
-  constexpr Shape shape = shape_of(LAYOUT);
-  constexpr int64_t BYTES = static_cast<int64_t>(shape.group_bytes()), HEADER = static_cast<int64_t>(shape.header_bytes());
-  if constexpr (!shape.sub) {
+template <Shape SHAPE>
+static constexpr GroupPlace place_in(const uint8_t* panel, int64_t g) {
+  constexpr int64_t BYTES = static_cast<int64_t>(SHAPE.group_bytes()), HEADER = static_cast<int64_t>(SHAPE.header_bytes());
+  if constexpr (!SHAPE.sub) {
     return {panel + g * BYTES, nullptr, 0};
   } else {
     const int64_t number = g % SUPERGROUPS;
     const uint8_t* header = panel + g / SUPERGROUPS * (HEADER + SUPERGROUPS * BYTES);
     return {header + HEADER + number * BYTES, header, static_cast<int>(number)};
   }
+}
+
+template <Layout LAYOUT>
+static constexpr GroupPlace place_of(const uint8_t* panel, int64_t g) {
+  return place_in<shape_of(LAYOUT)>(panel, g);
 }
 
 // Calls `use` with an integer layout as a constant; with a layout of floats it is not called.

@@ -75,6 +75,7 @@ static inline VI shift_int(VI a) {
 static inline VI times_128(VI a) { return {_mm512_slli_epi32(a.v, 7)}; }
 static inline VF to_float(VI a) { return {_mm512_cvtepi32_ps(a.v)}; }
 static inline VB load_bytes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+static inline void store_bytes(uint8_t* p, VB a) { _mm512_storeu_si512(p, a.v); }
 static inline VB low_nibbles(VB a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(15))}; }
 static inline VB high_nibbles(VB a) {
   return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))};
