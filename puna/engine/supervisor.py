@@ -192,6 +192,7 @@ class Supervisor:
             self.info = self._client.info
             self.restarts += 1
             log.warning("another engine runs (pid %d), %d requests go on", self.info.pid, len(self._live))
+            self._trials.choose()  # before anyone else enters, so that a trial's engine has done nothing but it
             self._announce()
 
     async def _another(self) -> EngineClient | None:

@@ -23,7 +23,7 @@ from puna.server.tenants import set_tenant
 
 OPEN = frozenset({"/health", "/ready", "/version", "/openapi.json"})
 ADMIN = "/admin/"
-METRICS = "/metrics"  # open, unless there is an administrative key
+METRICS = "/metrics"  # for the administrator, if there is one; else for whoever may ask the model
 _READING = ("GET", "HEAD", "OPTIONS")
 
 
@@ -57,7 +57,10 @@ class Door:
         path, headers, tenants = scope["path"], Headers(scope=scope), self._serving.tenants
         if self._is_own(scope):
             return tenants.named(scope[TENANT])
-        if path in OPEN or (path == METRICS and not tenants.has_admin):
+        if path in OPEN:
+            return None
+        if path == METRICS and not tenants.has_admin:
+            tenants.of(headers)
             return None
         if path == METRICS or path.startswith(ADMIN):
             tenants.check_admin(headers)

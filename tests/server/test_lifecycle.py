@@ -35,7 +35,8 @@ def own_server(patient_model: Path) -> Iterator[ServerProcess]:
 
 
 def test_the_ready_line_names_the_model_and_the_real_port(server: ServerProcess) -> None:
-    assert server.lines[-1].startswith("Puna serves tiny at http://127.0.0.1:")
+    (ready,) = (line for line in server.lines if line.startswith("Puna serves "))
+    assert ready.startswith("Puna serves tiny at http://127.0.0.1:")
     assert not server.url.endswith(":0")
     assert httpx.get(f"{server.url}/version").json() == {"version": puna.__version__}
 
