@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from puna.kernels.program import Program
-from puna.kernels.tensor import RawTensor
+from puna.kernels.tensor import PLAIN_TYPES, RawTensor
 from puna.models.families import family_of
 from puna.models.families.family import Reading
 from puna.models.gguf import read_gguf
@@ -24,6 +24,8 @@ from puna.models.safetensors import read_safetensors
 from puna.models.spec import ModelSpec
 from puna.models.tokenizer import Tokenizer
 from puna.models.weights import MissingTensorError, Source, find, first_name
+
+NOT_DECODED = PLAIN_TYPES - {"F32", "F16", "BF16"}  # what weights are stored in that something else gives a scale
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,11 @@ def _bind_weights(file: ModelFile, program: Program, sources: Mapping[str, Sourc
             file.fail(f"tensor {str(missing)!r} ({weight}) is missing; expected one of shape {shape}")
         if not _fits(tensor.shape, shape):
             file.fail(f"tensor {first_name(source)!r} ({weight}) has shape {tensor.shape}; expected {shape}")
+        if tensor.type in NOT_DECODED:
+            file.fail(
+                f"tensor {first_name(source)!r} ({weight}) has type {tensor.type}, and config.json does not say how it "
+                "is scaled ('quantization_config'); expected F32, F16 or BF16"
+            )
         weights[weight] = tensor.renamed(weight)
     return weights
 

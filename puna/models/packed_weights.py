@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from puna.kernels.reference.dequantize import dequantize
 from puna.kernels.tensor import MadeTensor, RawTensor
+from puna.models.gguf_parse import brief
 from puna.models.quantize import quantize
 
 F32 = npt.NDArray[np.float32]
@@ -26,6 +27,7 @@ METHODS = ("awq", "gptq", "compressed-tensors", "fp8", "fbgemm_fp8")
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # the column that nibble i of a word belongs to
 FLOAT8 = ("F8_E4M3", "F8_E5M2")
 FLOATS = ("F16", "BF16", "F32")
+WHOLE = ("I32", "I64")  # of shapes and of groups
 _INTEGERS: dict[str, np.dtype[Any]] = {
     "I8": np.dtype("i1"),
     "U8": np.dtype("u1"),
@@ -43,7 +45,7 @@ def plain_weights(tensors: Mapping[str, RawTensor], config: Mapping[str, Any], f
         fail("config.json: 'quantization_config' has to be an object")
     method = stated.get("quant_method", "compressed-tensors" if "config_groups" in stated else None)
     if method not in METHODS:
-        fail(f"the weights are quantised by {method!r}, which Puna does not read; it reads: {', '.join(METHODS)}")
+        fail(f"the weights are quantised by {brief(method)}, which Puna does not read; it reads: {', '.join(METHODS)}")
     found = dict(tensors)
     for name in tensors:
         module, _, part = name.rpartition(".")
@@ -64,11 +66,11 @@ def _awq(tensors: Mapping[str, RawTensor], module: str, stated: Mapping[str, Any
     """| qweight [in, out / 8] | qzeros [groups, out / 8] | scales [groups, out] |  value = scale * (q - zero)"""
     if stated.get("bits", stated.get("w_bit", 4)) != 4 or str(stated.get("version", "gemm")).lower() != "gemm":
         bits, version = stated.get("bits"), stated.get("version")
-        fail(f"AWQ of {bits} bits, version {version!r}, is not supported; 4 bits, gemm is")
+        fail(f"AWQ of {brief(bits)} bits, version {brief(version)}, is not supported; 4 bits, gemm is")
     words, zeros, scales = (_part(tensors, module, part, 2, fail) for part in ("qweight", "qzeros", "scales"))
     inputs, outputs = words.shape[0], words.shape[1] * 8
     groups = scales.shape[0]
-    _expect(fail, module, groups > 0 and inputs % groups == 0)
+    _expect(fail, module, groups > 0 and inputs > 0 and inputs % groups == 0)
     _expect(fail, module, scales.shape == (groups, outputs) and zeros.shape == (groups, outputs // 8))
 
     def values() -> F32:
@@ -86,17 +88,19 @@ def _gptq(tensors: Mapping[str, RawTensor], module: str, stated: Mapping[str, An
 
     The first format stores zeros less one; "gptq_v2" stores them as they are.
     """
-    bits = stated.get("bits")
-    if bits not in (2, 4, 8):
-        fail(f"GPTQ of {bits} bits is not supported; 2, 4 and 8 are")
+    bits, layout = stated.get("bits"), stated.get("checkpoint_format")
+    if type(bits) is not int or bits not in (2, 4, 8):
+        fail(f"GPTQ of {brief(bits)} bits is not supported; 2, 4 and 8 are")
+    if layout not in (None, "gptq", "gptq_v2"):
+        fail(f"GPTQ's checkpoint_format {brief(layout)} is not supported; 'gptq' and 'gptq_v2' are")
     count = 32 // bits
     words, zeros, scales = (_part(tensors, module, part, 2, fail) for part in ("qweight", "qzeros", "scales"))
     inputs, outputs, groups = words.shape[0] * count, words.shape[1], scales.shape[0]
     _expect(fail, module, scales.shape == (groups, outputs) and zeros.shape == (groups, outputs // count))
     index = tensors.get(f"{module}.g_idx")
-    _expect(fail, module, index is None or index.shape == (inputs,))
-    _expect(fail, module, groups > 0 and (index is not None or inputs % groups == 0))
-    offset = 0 if stated.get("checkpoint_format") == "gptq_v2" else 1
+    _expect(fail, module, index is None or (index.shape == (inputs,) and index.type in WHOLE))
+    _expect(fail, module, groups > 0 and inputs > 0 and (index is not None or inputs % groups == 0))
+    offset = 0 if layout == "gptq_v2" else 1
 
     def values() -> F32:
         q = _spread(_integers(words).T, bits).T
@@ -117,12 +121,18 @@ def _packed(tensors: Mapping[str, RawTensor], module: str, fail: Fail) -> RawTen
     words, scales = (_part(tensors, module, part, 2, fail) for part in ("weight_packed", "weight_scale"))
     if f"{module}.weight_shape" not in tensors:
         fail(f"tensor '{module}.weight_shape' is missing; '{module}.weight_packed' needs it")
-    outputs, inputs = (int(extent) for extent in _integers(tensors[f"{module}.weight_shape"]))
+    stated_shape = tensors[f"{module}.weight_shape"]
+    if stated_shape.type not in WHOLE or stated_shape.shape != (2,):
+        found = f"{stated_shape.type} of shape {stated_shape.shape}"
+        fail(f"tensor '{module}.weight_shape' is {found}; expected two whole numbers ({' or '.join(WHOLE)})")
+    outputs, inputs = (int(extent) for extent in _integers(stated_shape))
+    _expect(fail, module, outputs > 0 and inputs > 0)
     groups = scales.shape[1]
     bits = next((bits for bits in (4, 8) if words.shape == (outputs, -(-inputs // (32 // bits)))), 0)
     _expect(fail, module, bits > 0 and scales.shape[0] == outputs and groups > 0)
     zeros, index = (tensors.get(f"{module}.weight_{part}") for part in ("zero_point", "g_idx"))
-    _expect(fail, module, index is None or index.shape == (inputs,))
+    _expect(fail, module, index is None or (index.shape == (inputs,) and index.type in WHOLE))
+    _expect(fail, module, zeros is None or zeros.type == "I32")
     _expect(fail, module, zeros is None or zeros.shape == (-(-outputs * bits // 32), groups))
     _expect(fail, module, index is not None or inputs % groups == 0)
     half = 1 << (bits - 1)
@@ -158,7 +168,7 @@ def _scaled(tensors: Mapping[str, RawTensor], module: str, stated: Mapping[str, 
         fail("config.json: 'weight_block_size' has to be two whole numbers")
     _expect(fail, module, all(-(-weight.shape[axis] // size[axis]) == blocks[axis] for axis in (0, 1)))
     zeros = tensors.get(f"{module}.weight_zero_point")
-    _expect(fail, module, zeros is None or zeros.elements == scales.elements)
+    _expect(fail, module, zeros is None or (zeros.elements == scales.elements and zeros.type in _INTEGERS))
 
     def values() -> F32:
         q = _float8(weight) if weight.type in FLOAT8 else _integers(weight).astype(np.float32)

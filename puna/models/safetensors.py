@@ -13,9 +13,10 @@ import math
 import mmap
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
@@ -169,20 +170,27 @@ def _parts(path: Path) -> dict[Path, set[str]]:
             raise ModelFileError(f"{path / INDEX}: 'weight_map' has to be an object of tensor names and file names")
         parts: dict[Path, set[str]] = {}
         for name, part in placed.items():
-            if Path(part).name != part:
-                raise ModelFileError(f"{path / INDEX}: {clipped(part)!r} is not a file name of this folder")
+            if Path(part).name != part or part == "..":
+                raise ModelFileError(f"{path / INDEX}: {clipped(part, 80)!r} is not a file name of this folder")
             parts.setdefault(path / part, set()).add(name)
         for part_path in parts:
-            if not part_path.is_file():
-                raise ModelFileError(f"{part_path}: a part of the model is missing; {INDEX} names it")
+            if not _is_file(part_path):
+                raise ModelFileError(f"{clipped(str(part_path))}: a part of the model is missing; {INDEX} names it")
         return dict(sorted(parts.items()))
     if (path / "model.safetensors").is_file():
         return {path / "model.safetensors": set()}
-    files = sorted(path.glob("*.safetensors"))
+    files = sorted(file for file in path.glob("*.safetensors") if _is_file(file))
     if len(files) == 1:
         return {files[0]: set()}
     listed = ", ".join(file.name for file in files[:20]) or "none"
     raise ModelFileError(f"{path}: expected model.safetensors or {INDEX}; .safetensors files here: {listed}")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name longer than names can be
+        return False
 
 
 def _mapped(path: Path) -> mmap.mmap:
@@ -199,19 +207,30 @@ def _tensors(path: Path, mapped: mmap.mmap) -> Iterator[tuple[str, RawTensor]]:
     size = struct.unpack("<Q", mapped[:8])[0]
     if size > min(MAX_HEADER, len(mapped) - 8):
         raise ModelFileError(f"{path}: the header is said to have {size} bytes, in a file of {len(mapped)}")
-    header = _parsed(path, mapped[8 : 8 + size])
+    header = _parsed(path, mapped[8 : 8 + size], hook=_each_once)
     content = np.frombuffer(mapped, np.uint8)[8 + size :]
+    spans: list[tuple[int, int, str]] = []
     for name, entry in header.items():
         if name != "__metadata__":
-            yield name, _tensor(path, name, entry, content)
+            start, stop, tensor = _tensor(path, name, entry, content)
+            spans.append((start, stop, name))
+            yield name, tensor
+    spans.sort()
+    for (_, end, first), (start, stop, second) in pairwise(spans):
+        if start < end and start < stop:
+            raise ModelFileError(
+                f"{path}: tensor {clipped(second)!r} overlaps tensor {clipped(first)!r}; each has to have its own bytes"
+            )
 
 
-def _tensor(path: Path, name: str, entry: Any, content: np.ndarray[Any, np.dtype[np.uint8]]) -> RawTensor:
+def _tensor(
+    path: Path, name: str, entry: Any, content: np.ndarray[Any, np.dtype[np.uint8]]
+) -> tuple[int, int, RawTensor]:
     where = f"{path}: tensor {clipped(name)!r}"
     if not isinstance(entry, dict):
         raise ModelFileError(f"{where} is {brief(entry)}; expected dtype, shape and data_offsets")
     kind, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    if not isinstance(kind, str) or kind not in BLOCK_SIZES:
+    if not isinstance(kind, str) or BLOCK_SIZES.get(kind, (0, 0))[0] != 1:
         known = ", ".join(kind for kind, (values, _) in BLOCK_SIZES.items() if values == 1)
         raise ModelFileError(f"{where} has dtype {brief(kind)}; Puna reads: {known}")
     extents = _whole_numbers(shape)
@@ -224,7 +243,7 @@ def _tensor(path: Path, name: str, entry: Any, content: np.ndarray[Any, np.dtype
     if span[1] - span[0] != wanted:
         held = span[1] - span[0]
         raise ModelFileError(f"{where} of shape {brief(shape)} and dtype {kind} has {held} bytes; expected {wanted}")
-    return RawTensor(name, kind, tuple(extents), content[span[0] : span[1]])
+    return span[0], span[1], RawTensor(name, kind, tuple(extents), content[span[0] : span[1]])
 
 
 def _whole_numbers(values: Any) -> list[int] | None:
@@ -245,9 +264,18 @@ def _text(path: Path) -> str:
         raise ModelFileError(f"{path}: cannot be read as text: {error}") from None
 
 
-def _parsed(path: Path, text: bytes) -> dict[str, Any]:
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {clipped(twice, 80)!r} stands twice in one object")
+    return found
+
+
+def _parsed(path: Path, text: bytes, *, hook: Callable[[Any], Any] | None = None) -> dict[str, Any]:
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=hook)
     except (ValueError, RecursionError) as error:
         raise ModelFileError(f"{path}: is no valid JSON: {clipped(str(error))}") from None
     if not isinstance(value, dict):

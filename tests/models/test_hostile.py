@@ -226,3 +226,19 @@ def test_deep_nesting_is_refused_at_any_depth(folders: dict[str, Path], depth: i
         (folders["llama"] / "config.json").write_text(text)
         said = load(folders["llama"])
         assert said or depth == 30
+
+
+@pytest.mark.parametrize(("kind", "size"), [("F8_E4M3", 1), ("I8", 1), ("U8", 1), ("I32", 4), ("F64", 8)])
+def test_weights_of_types_that_need_a_scale_are_refused_by_name(tmp_path: Path, kind: str, size: int) -> None:
+    folder = write_family_folder(tmp_path / "m", "llama")
+    content = (folder / "model.safetensors").read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    name = "model.layers.1.mlp.up_proj.weight"
+    end = max(entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__")
+    bytes_of_it = size * math.prod(header[name]["shape"])
+    header[name] |= {"dtype": kind, "data_offsets": [end, end + bytes_of_it]}
+    text = json.dumps(header).encode()
+    data = content[8 + length :] + bytes(bytes_of_it)
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
+    assert f"{name!r} (layers.1.feed_forward.up) has type {kind}, and config.json does not say how" in load(folder)

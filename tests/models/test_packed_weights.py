@@ -132,3 +132,44 @@ def test_what_is_not_read_is_refused_by_name(stated: dict[str, Any], parts: dict
     ]
     with pytest.raises(ModelFileError, match=message):
         decoded(stated, *tensors)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bits": 4.0}, r"GPTQ of 4\.0 bits is not supported"),
+        ({"checkpoint_format": "marlin"}, r"checkpoint_format 'marlin' is not supported; 'gptq' and 'gptq_v2' are"),
+        ({"x.g_idx": ("F32", np.zeros(64, "f4"))}, r"'x' do not fit each other"),
+        ({"x.qweight": ("I32", np.zeros((0, 16), "i4"))}, r"'x' do not fit each other"),
+    ],
+)
+def test_gptq_that_contradicts_itself_is_refused_before_it_is_decoded(change: dict[str, Any], message: str) -> None:
+    parts: dict[str, Any] = {
+        "x.qweight": ("I32", np.zeros((8, 16), "i4")),
+        "x.qzeros": ("I32", np.zeros((2, 2), "i4")),
+        "x.scales": ("F16", np.ones((2, 16), "f2")),
+        "x.g_idx": ("I32", np.arange(64, dtype="i4") // 32),
+    }
+    stated = {"quant_method": "gptq", "bits": 4} | {key: value for key, value in change.items() if "." not in key}
+    parts |= {key: value for key, value in change.items() if "." in key}
+    by_name = {name: tensor(name, *part) for name, part in parts.items()}
+    with pytest.raises(ModelFileError, match=message):
+        plain_weights(by_name, {"quantization_config": stated}, refuse)
+
+
+@pytest.mark.parametrize(
+    ("kind", "extents"),
+    [
+        *(("F32", [4.0, 8.0]), ("I64", [4]), ("I64", [4, 8, 1]), ("I64", []), ("I64", [[4, 8]])),
+        *(("I64", [-4, 8]), ("I64", [4, 0]), ("I16", [4, 8])),
+    ],
+)
+def test_a_stated_shape_that_is_none_is_refused(kind: str, extents: list[Any]) -> None:
+    shape = np.array(extents, {"F32": "f4", "I64": "i8", "I16": "i2"}[kind])
+    parts = [
+        tensor("x.weight_packed", "I32", np.zeros((4, 1), "i4")),
+        tensor("x.weight_scale", "F32", np.ones((4, 1), "f4")),
+        tensor("x.weight_shape", kind, shape),
+    ]
+    with pytest.raises(ModelFileError, match=r"weight_shape' is .*expected two whole numbers|do not fit each other"):
+        decoded({"quant_method": "compressed-tensors"}, *parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -130,6 +131,51 @@ def test_a_missing_or_swapped_part_is_named(split: Path, break_it: Callable[[Pat
     break_it(split)
     with pytest.raises(ModelFileError, match=said):
         read_safetensors(split)
+
+
+def raw(header: bytes, data: bytes) -> bytes:
+    return struct.pack("<Q", len(header)) + header + data
+
+
+def entry(start: int, stop: int, kind: str = "F32") -> dict[str, Any]:
+    return {"dtype": kind, "shape": [(stop - start) // 4], "data_offsets": [start, stop]}
+
+
+def test_tensors_that_share_bytes_are_refused(folder: Path) -> None:
+    for second in ((0, 32), (28, 60), (4, 8)):
+        header = json.dumps({"a": entry(0, 32), "b": entry(*second)}).encode()
+        (folder / "model.safetensors").write_bytes(raw(header, bytes(64)))
+        with pytest.raises(ModelFileError, match=r"model\.safetensors: tensor '[ab]' overlaps tensor '[ab]'"):
+            read_safetensors(folder)
+    empty = {"dtype": "F32", "shape": [0], "data_offsets": [16, 16]}
+    header = json.dumps({"a": entry(0, 32), "none": empty, "b": entry(32, 64)}).encode()
+    (folder / "model.safetensors").write_bytes(raw(header, bytes(64)))
+    assert set(read_safetensors(folder).tensors) == {"a", "none", "b"}
+
+
+def test_a_tensor_that_stands_twice_in_a_header_is_refused(folder: Path) -> None:
+    text = f'{{"a": {json.dumps(entry(0, 32))}, "a": {json.dumps(entry(32, 64))}}}'
+    (folder / "model.safetensors").write_bytes(raw(text.encode(), bytes(64)))
+    with pytest.raises(ModelFileError, match=r"'a' stands twice"):
+        read_safetensors(folder)
+
+
+def test_block_types_of_gguf_are_no_types_of_safetensors(folder: Path) -> None:
+    header = {"a": {"dtype": "Q8_0", "shape": [1, 32], "data_offsets": [0, 32 * 34]}}
+    (folder / "model.safetensors").write_bytes(raw(json.dumps(header).encode(), bytes(32 * 34)))
+    with pytest.raises(ModelFileError, match=r"dtype 'Q8_0'; Puna reads: F32"):
+        read_safetensors(folder)
+
+
+def test_what_is_no_file_is_no_part(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    os.mkfifo(folder / "pipe.safetensors")  # opening it would wait for a writer
+    with pytest.raises(ModelFileError, match=r"files here: none"):
+        read_safetensors(folder)
+    for name in ("x" * 300, ".."):
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+        with pytest.raises(ModelFileError, match=r"missing; model\.safetensors\.index\.json|is not a file name"):
+            read_safetensors(folder)
 
 
 def test_a_folder_that_is_not_there_is_not_found(tmp_path: Path) -> None:
