@@ -43,7 +43,10 @@ class Server:
 def find_server(url: str, api_key: str | None = None) -> Server:
     """Asks the server at `url` (with or without /v1) for its first model. InputError for what is no URL, EngineError
     where nobody answers there as such a server does."""
-    parts = urllib.parse.urlsplit(url)
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError:  # brackets of an address that do not close, say
+        parts = urllib.parse.urlsplit("")
     try:
         port = parts.port or (443 if parts.scheme == "https" else 80)
     except ValueError:

@@ -5,6 +5,7 @@ It knows the container and nothing of models; what conversion writes tensor by t
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from puna.kernels.tensor import BLOCK_SIZES
 from puna.models import gguf_format as gguf
 from puna.models.quantize import quantize
 
+LARGEST_F32 = float(np.finfo(np.float32).max)
 _TYPE_NUMBERS = {name: number for number, name in gguf.TENSOR_TYPES.items()}
 _DTYPE_KINDS = {dtype: kind for kind, dtype in gguf.SCALARS.items() if kind != gguf.BOOL}
 
@@ -56,7 +58,8 @@ def write_gguf(
     *,
     alignment: int = gguf.DEFAULT_ALIGNMENT,
 ) -> None:
-    """Writes a file. int becomes u32 (i32, u64 or i64 where it does not fit), float f32; arrays keep their dtype."""
+    """Writes a file. int becomes u32 (i32, u64 or i64 where it does not fit), float f32 (f64 where it does
+    not fit); arrays keep their dtype."""
     Path(path).write_bytes(gguf_bytes(metadata, tensors, alignment=alignment))
 
 
@@ -109,6 +112,8 @@ def _value_bytes(value: Any) -> tuple[int, bytes]:
     if isinstance(value, int):
         return _integer_bytes(value)
     if isinstance(value, float):
+        if abs(value) > LARGEST_F32 and math.isfinite(value):
+            return gguf.FLOAT64, struct.pack("<d", value)
         return gguf.FLOAT32, struct.pack("<f", value)
     if isinstance(value, str):
         return gguf.STRING, _string_bytes(value)

@@ -16,7 +16,7 @@ from puna.kernels.tensor import RawTensor
 from puna.models.conversion import convert, writing
 from puna.models.conversion.mixes import MIXES, fitting, type_of
 from puna.models.gguf import read_gguf
-from puna.models.gguf_write import encode, write_gguf
+from puna.models.gguf_write import Typed, encode, write_gguf
 from puna.models.load import load_model
 from puna.models.quantize import ENCODERS, quantize
 from tests.tiny import write_tiny_llama
@@ -164,3 +164,60 @@ def test_what_a_container_cannot_say_is_refused_and_written_only_when_told(tmp_p
         convert(source, tmp_path / "folder", "F32")
     lost: Any = convert(source, tmp_path / "folder", "F32", lossy=True).lost
     assert len(lost) == 2
+
+
+def test_the_source_is_never_written_over(tmp_path: Path) -> None:
+    (tmp_path / "inside").mkdir()
+    source = write_tiny_llama(tmp_path / "inside" / "a.gguf")
+    (tmp_path / "inside" / "config.json").write_text("{}")
+    link = tmp_path / "link.gguf"
+    link.symlink_to(source)
+    before = source.read_bytes()
+    for target in (source, tmp_path / "inside" / ".." / "inside" / "a.gguf", link, tmp_path / "inside"):
+        with pytest.raises(InputError, match=r"is the source or holds it \(.*a\.gguf\); name another target"):
+            convert(source, target, "F16", force=True)
+    assert source.read_bytes() == before
+
+
+def test_force_replaces_only_files_and_folders_with_a_model(tmp_path: Path) -> None:
+    source = write_tiny_llama(tmp_path / "a.gguf")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "diary.txt").write_text("mine")
+    (tmp_path / "x.gguf").mkdir()
+    (tmp_path / "file").write_text("mine")
+    for target, said in (
+        ("notes", r"notes is a folder without a model \(config\.json\), which is not replaced"),
+        ("x.gguf", r"x\.gguf is there already, and is a folder; name another target"),
+        ("file", r"file is there already, and is no folder; name another target"),
+        ("notes/..", r"is no name of its own"),
+    ):
+        with pytest.raises(InputError, match=said):
+            convert(source, tmp_path / target, "F16", force=True)
+    assert (tmp_path / "notes" / "diary.txt").read_text() == (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt(), OSError(errno.EIO, "Input/output error")])
+def test_a_folder_that_cannot_be_replaced_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
+) -> None:
+    source = write_tiny_llama(tmp_path / "a.gguf")
+    folder = convert(source, tmp_path / "folder", "F32").path
+    before = (folder / "model.safetensors").read_bytes()
+
+    def broken(*_: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(writing.os, "replace", broken)
+    with pytest.raises(KeyboardInterrupt if isinstance(failure, KeyboardInterrupt) else InputError):
+        convert(source, folder, "F16", force=True)
+    assert (folder / "model.safetensors").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.gguf", "folder"]
+
+
+def test_odd_names_and_metadata_of_strangers_are_kept(tmp_path: Path) -> None:
+    source = tmp_path / "a.gguf"
+    tensors = [encode(f"blk.{name}.weight", np.ones((2, 32), np.float32), "F32") for name in ("x", "", "1e3", "\u00b2")]
+    write_gguf(source, {"general.architecture": "llama", "x.large": Typed(gguf.GGUFValueType.FLOAT64, 1e300)}, tensors)
+    after = read_gguf(convert(source, tmp_path / "b.gguf", "Q8_0").path)
+    assert after.metadata["x.large"] == 1e300
+    assert list(after.tensors) == [tensor.name for tensor in tensors]

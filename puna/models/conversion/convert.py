@@ -8,6 +8,7 @@ back before it is written. Memory holds a few tensors at a time.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ from puna.models.families import family_of
 from puna.models.families.family import Reading
 from puna.models.gguf import GgufFile
 from puna.models.load import LoadedModel, load_model, open_model_file
-from puna.models.model_file import Container
+from puna.models.model_file import Container, ModelFile
 from puna.models.safetensors import SafetensorsFolder
 from puna.models.spec import ModelSpec
 
@@ -75,8 +76,9 @@ def convert(
     if type is not None and type not in allowed:
         kind = "a .gguf file" if to_gguf else "a folder (a name that does not end in .gguf)"
         raise InputError(f"type {type!r} is not known for {kind}; known: {', '.join(allowed)}", param="type")
-    check_free(path, force=force)
+    check_free(path, force=force, folder=not to_gguf)
     file = open_model_file(source)
+    _check_apart(file, path)
     chosen = type or _usual_type(file.tensors, allowed)
     if isinstance(file, GgufFile) and to_gguf:
         return _requantised(file, path, chosen, force, progress)
@@ -85,6 +87,15 @@ def convert(
     model = load_model(source)
     write = _to_gguf if to_gguf else _to_folder
     return write(model, path, chosen, force, lossy, progress)
+
+
+def _check_apart(file: ModelFile, target: Path) -> None:
+    """A model is not written over the files that it is read from: what is lost in smaller types is lost for good."""
+    parts = file.others if isinstance(file, GgufFile) else ()
+    for path in (file.path, *(part.path for part in parts)):
+        resolved, place = path.resolve(), target.resolve()
+        if place == resolved or place in resolved.parents:
+            raise InputError(f"{target} is the source or holds it ({path}); name another target")
 
 
 def _requantised(file: GgufFile, path: Path, kind: str, force: bool, progress: Progress) -> Converted:
@@ -135,7 +146,8 @@ def _written_gguf(
 
 
 def _typed(tensors: Mapping[str, RawTensor], kind: str) -> list[Target]:
-    layers = 1 + max((int(name.split(".")[1]) for name in tensors if name.startswith("blk.")), default=0)
+    numbered = (re.match(r"blk\.(\d{1,9})\.", name, re.ASCII) for name in tensors)
+    layers = 1 + max((int(found[1]) for found in numbered if found), default=0)
     tied = "output.weight" not in tensors
     return [
         Target(name, type_of(name, tensor.shape, kind, layers=layers, tied=tied), tensor)

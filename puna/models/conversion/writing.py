@@ -36,7 +36,7 @@ SPARE_BYTES = 64 << 20  # left free on the disk whatever is written
 def appearing(target: Path, needed_bytes: int, *, force: bool, folder: bool = False) -> Iterator[Path]:
     """Gives a path to write to, which becomes `target` at the end. Raises InputError where it is there already (unless
     `force`), where the disk has no room, and for whatever the system refuses."""
-    check_free(target, force=force)
+    check_free(target, force=force, folder=folder)
     try:
         free = shutil.disk_usage(target.parent).free
         if free < needed_bytes + SPARE_BYTES:
@@ -60,11 +60,23 @@ def appearing(target: Path, needed_bytes: int, *, force: bool, folder: bool = Fa
         raise InputError(f"{target} cannot be written: {reason}") from error
 
 
-def check_free(target: Path, *, force: bool) -> None:
-    """Raises InputError where nothing may be written; asked before any work is done."""
+def check_free(target: Path, *, force: bool, folder: bool) -> None:
+    """Raises InputError where nothing may be written; asked before any work is done. `folder`: a folder will be. Only
+    what is a file, or a folder with a model, is ever replaced."""
     if not target.parent.is_dir():
         raise InputError(f"{target} cannot be written: there is no folder {target.parent}")
-    if target.exists() and not force:
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise InputError(f"{target} cannot be written: {target.parent} is not writable; name another place")
+    if target.name in ("", ".."):
+        raise InputError(f"{target} is no name of its own; name the target, as in {target / 'model'}")
+    if not target.exists():
+        return
+    if target.is_dir() != folder or not (target.is_dir() or target.is_file()):
+        kind = "a folder" if target.is_dir() else "no folder" if folder else "no regular file"
+        raise InputError(f"{target} is there already, and is {kind}; name another target")
+    if folder and not (target / "config.json").is_file():
+        raise InputError(f"{target} is a folder without a model (config.json), which is not replaced; name another")
+    if not force:
         raise InputError(f"{target} is there already; --force replaces it")
 
 
@@ -115,9 +127,16 @@ def _bring_to_disk(path: Path) -> None:
 
 
 def _move(part: Path, target: Path, working: Path) -> None:
-    if target.is_dir():  # a folder cannot be replaced in one step: the old one makes room, and goes with `working`
-        os.rename(target, working / "replaced")
-    os.replace(part, target)
+    if not target.is_dir():
+        os.replace(part, target)
+    else:  # a folder cannot be replaced in one step: the old one makes room, and goes with `working`
+        try:
+            os.rename(target, working / "replaced")
+            os.replace(part, target)
+        except BaseException:
+            if not target.exists():
+                os.rename(working / "replaced", target)
+            raise
     _bring_to_disk_folder(target.parent)
 
 
