@@ -34,6 +34,7 @@ from puna.models.vocabulary import (
 
 MODELS = ("BPE", "Unigram")
 MAX_ID = 1 << 24
+MAX_GROWTH = 4096  # characters that normalising may make of one
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 
@@ -92,6 +93,8 @@ def _check(folder: Folder, described: Mapping[str, Any]) -> None:
         _fail(folder, "the model marks parts of words (end_of_word_suffix, continuing_subword_prefix); Puna does not")
     if model.get("dropout"):
         _fail(folder, f"the model has dropout {brief(model['dropout'])}, so that a text has no one tokenization")
+    if (growth := _growth(described.get("normalizer"))) > MAX_GROWTH:
+        _fail(folder, f"its normalizer makes up to {brief(growth)} characters of one; allowed: {MAX_GROWTH}")
     vocab = model.get("vocab")
     if isinstance(vocab, dict):
         for token, index in vocab.items():
@@ -119,6 +122,9 @@ def _vocabulary(
     padded(folder, texts, kinds)
     bos, eos = (ids.get(named.get(key, "")) for key in ("bos_token", "eos_token"))
     before, after = _around(folder, tokenizer)
+    for index in (*before, *after):
+        if index >= len(texts):
+            _fail(folder, f"its post-processor adds token {index}; the vocabulary has {len(texts)}")
     return Vocabulary(
         texts=tuple(texts),
         kinds=tuple(kinds),
@@ -166,6 +172,19 @@ def _around(folder: Folder, tokenizer: tokenizers.Tokenizer) -> tuple[tuple[int,
     if not inside:
         return tuple(probe.ids), ()
     return tuple(probe.ids[: inside[0]]), tuple(probe.ids[inside[-1] + 1 :])
+
+
+def _growth(normalizer: Any) -> int:
+    """Characters that steps which write texts of their own make of one character, one step after the other."""
+    growth, steps = 1, [normalizer]
+    while steps and growth <= MAX_GROWTH:
+        step = steps.pop()
+        if isinstance(step, dict):
+            inner = step.get("normalizers")
+            steps += inner if isinstance(inner, list) else []
+            written = (step.get("content"), step.get("prepend"))
+            growth *= max([1, *(len(text) for text in written if isinstance(text, str))])
+    return growth
 
 
 def _shrinks(described: Mapping[str, Any]) -> int:

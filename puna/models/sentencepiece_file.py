@@ -6,6 +6,7 @@ how white space is treated. Tokens that were added later stand in tokenizer_conf
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -73,6 +74,8 @@ def parse(content: bytes) -> SentencePieces:
             piece = dict(_fields(_message(value)))
             text, kind = _message(piece.get(_PIECE_TEXT, b"")).decode(), _number(piece.get(_PIECE_KIND, NORMAL))
             (score,) = struct.unpack("<f", _message(piece.get(_PIECE_SCORE, b"\0\0\0\0")))
+            if not math.isfinite(score):
+                raise ValueError(f"piece {len(pieces)}, {clipped(text, 80)!r}, has the score {score}")
             pieces.append((text, score, kind))
         elif number == _TRAINER:
             trainer = dict(_fields(_message(value)))

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from puna.errors import InputError
+from puna.errors import InputError, PunaError
 from puna.models.detokenizer import Detokenizer
-from puna.models.encoders import Encoder
+from puna.models.encoders import Encoder, library_errors
+from puna.models.gguf_parse import clipped
 from puna.models.vocabulary import CONTROL, UNKNOWN, Vocabulary
 
 if TYPE_CHECKING:
@@ -52,9 +53,16 @@ class Tokenizer:
 
     def encode(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """`add_special`: add the beginning and end tokens that the file asks for. `parse_special`: text that spells a
-        special token becomes that token; otherwise it is plain text. Raises InputError for text that is not Unicode."""
+        special token becomes that token; otherwise it is plain text. Raises InputError for text that is not Unicode, or
+        that the file's vocabulary or patterns do not hold for."""
         _check_encodable(text)
-        ids = self._encoder.encode(text, parse_special=parse_special)
+        try:
+            with library_errors():
+                ids = self._encoder.encode(text, parse_special=parse_special)
+        except PunaError:
+            raise
+        except ValueError as error:
+            raise InputError(f"this model's tokenizer cannot encode the text: {clipped(str(error))}") from None
         return [*self._vocabulary.before, *ids, *self._vocabulary.after] if add_special else ids
 
     @property

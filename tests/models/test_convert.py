@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import gguf
 import numpy as np
 import pytest
 
-from puna.errors import InputError
+from puna.errors import InputError, ModelFileError
 from puna.kernels.reference.dequantize import dequantize
 from puna.kernels.tensor import RawTensor
 from puna.models.conversion import convert, writing
@@ -221,3 +222,27 @@ def test_odd_names_and_metadata_of_strangers_are_kept(tmp_path: Path) -> None:
     after = read_gguf(convert(source, tmp_path / "b.gguf", "Q8_0").path)
     assert after.metadata["x.large"] == 1e300
     assert list(after.tensors) == [tensor.name for tensor in tensors]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"version": 5}, r"tokenizers library cannot read it"),
+        ({"added_tokens": [{"id": 1}]}, r"tokenizers library cannot read it"),
+        (
+            {"normalizer": {"type": "Lowercase"}},
+            r"cuts text as GGUF cannot describe: .* token 0 would be another, near",
+        ),
+        ({"truncation": 5, "padding": "x"}, ""),
+    ],
+)
+def test_a_tokenizer_that_gguf_would_not_keep_is_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    folder = convert(write_tiny_llama(tmp_path / "a.gguf"), tmp_path / "folder", "F32").path
+    described = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(described | change))
+    if not said:
+        convert(folder, tmp_path / "b.gguf", "F16")
+        return
+    with pytest.raises(ModelFileError, match=said):
+        convert(folder, tmp_path / "b.gguf", "F16")
+    assert not (tmp_path / "b.gguf").exists()

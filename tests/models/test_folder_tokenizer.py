@@ -245,3 +245,41 @@ def _changed(whole: dict[str, Any]) -> list[dict[str, Any]]:
 def _paths(value: Any) -> list[tuple[Any, ...]]:
     keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else []
     return [(key, *rest) for key in list(keys)[:6] for rest in [(), *_paths(value[key])]]
+
+
+def test_text_that_a_vocabulary_does_not_hold_for_is_an_input_error(tmp_path: Path) -> None:
+    without_unknown = unigram()
+    without_unknown["model"]["unk_id"] = None
+    (tmp_path / "a").mkdir()
+    with pytest.raises(InputError, match=r"tokenizer cannot encode the text: .*unknown token"):
+        folder_tokenizer(tmp_path / "a", tokenizer=without_unknown).encode("the z")
+    endless = sentencepiece_bpe()
+    split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    endless["pre_tokenizer"] = split
+    (tmp_path / "b").mkdir()
+    for text in ("a" * 40 + "!", "a" * 5000 + "!"):  # the library panics, which is no Exception
+        with pytest.raises(InputError, match=r"tokenizer cannot encode the text: .*retry-limit"):
+            folder_tokenizer(tmp_path / "b", tokenizer=endless).encode(text)
+
+
+def test_a_token_around_texts_that_no_vocabulary_has_is_refused(tmp_path: Path) -> None:
+    described = sentencepiece_bpe()
+    described["post_processor"]["special_tokens"]["<s>"]["ids"] = [99_999]
+    with pytest.raises(ModelFileError, match=r"post-processor adds token 99999; the vocabulary has 274"):
+        folder_tokenizer(tmp_path, tokenizer=described)
+
+
+@pytest.mark.parametrize("steps", [[10_000], [100, 100]])
+def test_a_normalizer_that_blows_texts_up_is_refused(tmp_path: Path, steps: list[int]) -> None:
+    described = sentencepiece_bpe()
+    growing = [{"type": "Replace", "pattern": {"String": "a"}, "content": "a" * count} for count in steps]
+    described["normalizer"] = {"type": "Sequence", "normalizers": growing}
+    with pytest.raises(ModelFileError, match=r"normalizer makes up to 10000 characters of one; allowed: 4096"):
+        folder_tokenizer(tmp_path, tokenizer=described)
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf")])
+def test_scores_that_are_no_numbers_are_refused(tmp_path: Path, score: float) -> None:
+    pieces = [("<unk>", 0.0, 2), ("a", score, 1)]
+    with pytest.raises(ModelFileError, match=r"piece 1, 'a', has the score (nan|inf)"):
+        folder_tokenizer(tmp_path, model=sentencepiece_model(pieces))

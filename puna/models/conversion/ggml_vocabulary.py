@@ -14,9 +14,11 @@ import numpy as np
 import tokenizers
 from tokenizers import pre_tokenizers
 
+from puna.models.conversion.layout import PlannedFile
 from puna.models.model_file import ModelFile
 from puna.models.pretokenizers import PRE_TOKENIZERS, PreTokenizer
 from puna.models.safetensors import SafetensorsFolder
+from puna.models.tokenizer import Tokenizer
 from puna.models.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 
 SPACE = "\u2581"
@@ -38,6 +40,7 @@ def ggml_vocabulary(file: ModelFile, arch: str, vocab_size: int) -> dict[str, An
     vocabulary. Raises ModelFileError for a tokenizer that GGUF has no description of."""
     if not isinstance(file, SafetensorsFolder) or not (file.path / "tokenizer.json").is_file():
         return {"tokenizer.ggml.model": "no_vocab"}
+    ours = file.tokenizer()  # refuses what is no tokenizer; below it is one
     described, config = file.json("tokenizer.json"), file.json("tokenizer_config.json")
     model = described.get("model")
     kind = model.get("type", "BPE") if isinstance(model, dict) else None
@@ -64,9 +67,25 @@ def ggml_vocabulary(file: ModelFile, arch: str, vocab_size: int) -> dict[str, An
     entries["tokenizer.ggml.token_type"] = np.array(kinds, np.int32)
     entries |= _named_tokens(file, config, ids)
     entries |= _around(described, config, entries)
+    _check_same(file, ours, entries)
     if file.chat_template:
         entries["tokenizer.chat_template"] = file.chat_template
     return entries
+
+
+def _check_same(file: SafetensorsFolder, ours: Tokenizer, entries: Mapping[str, Any]) -> None:
+    """Raises ModelFileError where the entries make other tokens: GGUF has no words for most normalizers, say, and a
+    model would get what it was not trained on without anyone's noticing."""
+    theirs = Tokenizer.from_gguf(PlannedFile(file.path, "gguf", entries, {}))  # type: ignore[arg-type]
+    for specials in (True, False):
+        have, want = (each.encode(PROBE, parse_special=specials) for each in (theirs, ours))
+        if have != want:
+            place = next((i for i, pair in enumerate(zip(have, want, strict=False)) if pair[0] != pair[1]), len(want))
+            said = repr(ours.decode(want[max(0, place - 1) : place + 3], skip_special_tokens=False))
+            file.fail(
+                f"tokenizer.json cuts text as GGUF cannot describe: of a text of many scripts token {place} would be "
+                f"another, near {said}"
+            )
 
 
 def _tokens(
@@ -101,7 +120,7 @@ def _scores(texts: list[str], merges: list[tuple[str, ...]]) -> np.ndarray[Any, 
 
 
 def _pre_name(file: SafetensorsFolder, described: Mapping[str, Any], arch: str) -> str:
-    whole = tokenizers.Tokenizer.from_str(json.dumps(described))
+    whole = _library(described)
     if whole.pre_tokenizer is None:
         file.fail("tokenizer.json cuts text nowhere before merging; GGUF has no name for that")
     wanted = _places(whole.pre_tokenizer)
@@ -115,6 +134,10 @@ def _pre_name(file: SafetensorsFolder, described: Mapping[str, Any], arch: str) 
     if not same:
         file.fail("tokenizer.json cuts text in a way that no pre-tokenizer name of GGUF stands for")
     return same[0][0]
+
+
+def _library(described: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    return tokenizers.Tokenizer.from_str(json.dumps({**described, "truncation": None, "padding": None}))
 
 
 def _cutter(cut: PreTokenizer) -> pre_tokenizers.PreTokenizer:
@@ -149,7 +172,7 @@ def _named_tokens(file: SafetensorsFolder, config: Mapping[str, Any], ids: Mappi
 
 def _around(described: Mapping[str, Any], config: Mapping[str, Any], entries: Mapping[str, Any]) -> dict[str, bool]:
     """Whether a beginning and an end go around a text: as the configuration says, else as a probe shows."""
-    around = tokenizers.Tokenizer.from_str(json.dumps(described)).encode("a").ids
+    around = _library(described).encode("a").ids
     found = {}
     for ours, place in (("bos", 0), ("eos", -1)):
         said, token = config.get(f"add_{ours}_token"), entries.get(f"tokenizer.ggml.{ours}_token_id")
