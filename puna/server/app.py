@@ -26,6 +26,7 @@ from puna.server.messages.routes import PATH as MESSAGES_PATH
 from puna.server.messages.routes import message_routes
 from puna.server.messages.shapes import anthropic_error
 from puna.server.metrics import metrics_routes
+from puna.server.openapi import openapi
 from puna.server.responses.routes import response_routes
 from puna.server.serving import Serving
 from puna.server.tokens import token_routes
@@ -62,6 +63,10 @@ def make_app(serving: Serving, cors_origins: tuple[str, ...] = ()) -> FastAPI:
     @app.api_route("/version", methods=["GET", "HEAD"])
     async def version() -> Response:
         return json_response({"version": puna.__version__})
+
+    @app.get("/openapi.json")
+    async def document() -> Response:
+        return json_response(openapi(app))
 
     app.include_router(token_routes(serving))
     app.include_router(metrics_routes(serving))

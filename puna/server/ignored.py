@@ -45,7 +45,7 @@ class Ignored:
 
     @property
     def header(self) -> str:
-        shown = [_UNSPEAKABLE.sub("?", name[:MAX_NAME_CHARS]) for name in self.names[:MAX_NAMES]]
+        shown = [_UNSPEAKABLE.sub("?", name[:MAX_NAME_CHARS]) or "?" for name in self.names[:MAX_NAMES]]
         further = len(self.names) - len(shown)
         return ", ".join([*shown, f"and {further} more"] if further else shown)
 

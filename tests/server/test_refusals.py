@@ -237,3 +237,10 @@ def test_broken_http_does_not_hurt_the_server(server: ServerProcess, raw: bytes)
         received = connection.recv(65536)
     assert b" 200 " not in received.split(b"\r\n")[0]
     assert server.post("/v1/chat/completions", CHAT).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["", " ", "a\n", "\u00e9", ","])
+def test_a_name_that_no_header_can_hold_is_ignored_like_any_other(server: ServerProcess, name: str) -> None:
+    response = server.post("/v1/completions", {**TEXT, "odd": 1, name: 1})
+    assert response.status_code == 200
+    assert response.headers["puna-ignored"].startswith("odd, ")
