@@ -39,6 +39,40 @@ void move_factors(const GroupPlace& place, int lane, Group& group) {
   }
 }
 
+// Codes of a panel's group, 32 rows of 32 inputs, to where code_places.hpp says that their bits lie. Nibbles and bytes,
+// which most weights are, in a few operations on whole rows; the others bit by bit.
+template <Codes CODES, bool BY_ROWS>
+void place_codes(const uint8_t (*rows)[GROUP], uint8_t* out) {
+  if constexpr (CODES == Codes::nibbles && BY_ROWS) {
+    for (int r = 0; r < PANEL; r += 4, out += 2 * GROUP) {
+      uint16_t words[GROUP];
+      for (int i = 0; i < GROUP; ++i)
+        words[i] = static_cast<uint16_t>(rows[r][i] | rows[r + 1][i] << 4 | rows[r + 2][i] << 8 | rows[r + 3][i] << 12);
+      std::memcpy(out, words, sizeof words);
+    }
+  } else if constexpr (CODES == Codes::nibbles) {
+    for (int r = 0; r < PANEL; ++r) {
+      uint8_t pairs[GROUP / 2];
+      for (int i = 0; i < GROUP / 2; ++i) pairs[i] = static_cast<uint8_t>(rows[r][i] | rows[r][GROUP / 2 + i] << 4);
+      for (int c = 0; c < 4; ++c) std::memcpy(out + 256 * (r / 16) + 64 * c + 4 * (r % 16), pairs + 4 * c, 4);
+    }
+  } else if constexpr (CODES == Codes::bytes && BY_ROWS) {
+    for (int r = 0; r < PANEL; r += 2)
+      for (int i = 0; i < GROUP / 2; ++i, out += 4)
+        out[0] = rows[r][i], out[1] = rows[r][GROUP / 2 + i], out[2] = rows[r + 1][i], out[3] = rows[r + 1][GROUP / 2 + i];
+  } else if constexpr (CODES == Codes::bytes) {
+    for (int r = 0; r < PANEL; ++r)
+      for (int c = 0; c < 8; ++c) std::memcpy(out + 512 * (r / 16) + 64 * c + 4 * (r % 16), rows[r] + 4 * c, 4);
+  } else {
+    for (int r = 0; r < PANEL; ++r)
+      for (int k = 0; k < GROUP; ++k)
+        for_bits<CODES, BY_ROWS>(r, k, [&](BitPlace at, int bit, int width) {
+          const int bits = rows[r][k] >> bit & ((1 << width) - 1);
+          out[at.byte] = static_cast<uint8_t>(out[at.byte] | bits << at.shift);
+        });
+  }
+}
+
 bool is_finite(uint16_t half) { return (half & 0x7c00u) != 0x7c00u; }
 
 [[noreturn]] void refuse_scale(int64_t row, int64_t group) {
@@ -54,17 +88,15 @@ void pack_panel(FileType type, const uint8_t* row, size_t stride, int64_t first,
   constexpr Shape shape = shape_of(LAYOUT);
   for (int64_t g = 0; g < groups; ++g) {
     const GroupPlace place = place_of<LAYOUT>(panel, g);
-    uint8_t* codes = const_cast<uint8_t*>(place.group) + shape.factor_bytes();
+    uint8_t codes[PANEL][GROUP];
+    if (rows < PANEL) std::memset(codes, 0, sizeof codes);
     for (int lane = 0; lane < rows; ++lane) {
       const WeightGroup group = read_group(type, row + static_cast<size_t>(lane) * stride, g);
       if (!shape.floats && !(is_finite(group.scale) && is_finite(group.minimum))) refuse_scale(first + lane, g);
       move_factors<LAYOUT, true>(place, lane, group);
-      for (int k = 0; k < GROUP; ++k)
-        for_bits<shape.codes, BY_ROWS>(lane, k, [&](BitPlace at, int bit, int width) {
-          const int bits = group.codes[k] >> bit & ((1 << width) - 1);
-          codes[at.byte] = static_cast<uint8_t>(codes[at.byte] | bits << at.shift);
-        });
+      std::memcpy(codes[lane], group.codes, sizeof group.codes);
     }
+    place_codes<shape.codes, BY_ROWS>(codes, const_cast<uint8_t*>(place.group) + shape.factor_bytes());
   }
 }
 
