@@ -13,6 +13,7 @@ from functools import partial
 
 import msgspec
 
+from puna.errors import MemoryBudgetError
 from puna.kernels.cpu import _native
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -75,7 +76,13 @@ def measure_limits(path: str, threads: int, tick: Callable[[], None] = lambda: N
     def multiplying(kind: str) -> float:
         return _native.operations_per_second(path, threads, kind, SECONDS)
 
-    read = [Bandwidth(size, best(partial(reading, size))) for size in READ_BYTES]
+    try:
+        read = [Bandwidth(size, best(partial(reading, size))) for size in READ_BYTES]
+    except MemoryError:
+        raise MemoryBudgetError(
+            f"measuring this machine's limits reads {max(READ_BYTES) >> 20} MiB at once, which this process may not "
+            "have; give it more memory (ulimit -v, the container's limit)"
+        ) from None
     rates = {kind: best(partial(multiplying, kind)) for kind in KINDS}
     return MachineLimits(
         path=path,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -102,12 +103,18 @@ def _prompt_facts(path: Path, conversation: list[Any], tools: Path | None) -> di
     given = {} if tools is None else {"tools": _json_list(tools, "tools")}
     (rendered,) = chat_prompts(loaded, as_conversations(conversation), True, given, [None])
     tokens = [{"id": token, "text": loaded.tokenizer.token_text(token)} for token in rendered.token_ids]
-    return {"text": rendered.text, "count": len(tokens), "tokens": tokens}
+    facts = {"text": rendered.text, "count": len(tokens), "tokens": tokens}
+    if given:
+        (plain,) = chat_prompts(loaded, as_conversations(conversation), True, {}, [None])
+        facts["tools_rendered"] = plain.text != rendered.text
+    return facts
 
 
 def _print_prompt(facts: dict[str, Any]) -> None:
     print(facts["text"])
     print(f"--- {facts['count']} tokens")
+    if facts.get("tools_rendered") is False:
+        print("this model's chat template has no place for tools: they are not in the prompt", file=sys.stderr)
     for token in facts["tokens"]:
         print(f"{token['id']:>8}  {token['text']!r}")
 

@@ -104,7 +104,7 @@ class LocalModel:
         if len(text) > self.context_tokens and (fewest := self.tokenizer.fewest_tokens(text)) > self.context_tokens:
             raise InputError(
                 f"the prompt has at least {fewest} tokens, but the context is {self.context_tokens} tokens; "
-                "shorten the prompt, or let it be cut with truncate_prompt_tokens",
+                "shorten the prompt, or let it be cut with truncate_prompt_tokens (--truncate-prompt-tokens -1)",
                 param="prompt",
             )
         return self.tokenizer.encode(text, add_special=add_special)

@@ -62,7 +62,8 @@ def _check_lengths(request: EngineRequest, limits: DoorLimits) -> None:
     if prompt_len >= context:
         raise InputError(
             f"the prompt has {prompt_len} tokens, but the context is {context} tokens, of which at least one is for "
-            "the answer; shorten the prompt, or let it be cut with truncate_prompt_tokens",
+            "the answer; shorten the prompt, or let it be cut with truncate_prompt_tokens (on the command line "
+            "--truncate-prompt-tokens -1)",
             param="prompt",
         )
     room = context - prompt_len

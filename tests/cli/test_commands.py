@@ -251,3 +251,17 @@ def test_a_full_disk_is_one_line(tiny_model: Path) -> None:
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
     assert "No space left" in done.stderr
+
+
+def test_tools_that_a_template_leaves_out_are_told(tiny_model: Path, tmp_path: Path) -> None:
+    tools = tmp_path / "tools.json"
+    tools.write_text('[{"type": "function", "function": {"name": "weather", "parameters": {}}}]')
+    done = puna("inspect", str(tiny_model), "--prompt", "hello", "--tools", str(tools))
+    assert "no place for tools" in done.stderr
+    with_place = write_tiny_llama(
+        tmp_path / "place.gguf",
+        metadata={"tokenizer.chat_template": "{% for t in tools or [] %}{{ t.function.name }}{% endfor %}x"},
+    )
+    done = puna("inspect", str(with_place), "--prompt", "hello", "--tools", str(tools))
+    assert done.stdout.startswith("weatherx")
+    assert done.stderr == ""
