@@ -75,7 +75,7 @@ def test_turns_of_a_conversation_read_the_answers_before(server: ServerProcess, 
 
 def test_what_fails_is_counted_by_kind_and_said(server: ServerProcess, tmp_path: Path) -> None:
     trace = tmp_path / "t.csv"
-    trace.write_text("arrival_s,prompt_tokens,output_tokens\n0,10,3\n0.01,9000,3\n0.02,10,3\n")
+    trace.write_text("arrival_s,prompt_tokens,output_tokens\n0,10,3\n0.01,20000,3\n0.02,10,3\n")
     report = measured(tmp_path / "a.json", server.url, "--trace", str(trace))
     assert report["figures"]["errors"] == {"status 400": 1}
     assert "context" in report["examples"]["status 400"]
