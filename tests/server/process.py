@@ -8,6 +8,7 @@ import queue
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from dataclasses import dataclass, field
@@ -27,10 +28,16 @@ class ServerProcess:
     process: subprocess.Popen[str]
     lines: list[str] = field(default_factory=list)
     url: str = ""
+    own_state: tempfile.TemporaryDirectory[str] | None = None  # goes when this does
 
     @classmethod
     def start(cls, *arguments: str, env: dict[str, str] | None = None) -> ServerProcess:
-        command = [sys.executable, "-m", "puna.cli.main", "serve", *arguments, "--port", "0"]
+        own_state = (
+            tempfile.TemporaryDirectory()
+        )  # those of one name would share one folder
+        given = "--state" in arguments
+        state = [] if given else ["--state", own_state.name]
+        command = [sys.executable, "-m", "puna.cli.main", "serve", *arguments, *state, "--port", "0"]
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -40,7 +47,7 @@ class ServerProcess:
             env={**os.environ, **(env or {})},
             cwd=Path(__file__).parents[2],
         )
-        server = cls(process)
+        server = cls(process, own_state=own_state)
         try:
             server.wait_until_ready()
         except BaseException:
