@@ -32,9 +32,7 @@ class ServerProcess:
 
     @classmethod
     def start(cls, *arguments: str, env: dict[str, str] | None = None) -> ServerProcess:
-        own_state = (
-            tempfile.TemporaryDirectory()
-        )  # those of one name would share one folder
+        own_state = tempfile.TemporaryDirectory()  # those of one name would share one folder
         given = "--state" in arguments
         state = [] if given else ["--state", own_state.name]
         command = [sys.executable, "-m", "puna.cli.main", "serve", *arguments, *state, "--port", "0"]
