@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from puna.errors import PunaError
 from puna.server.batch_lines import MAX_ERRORS, BatchLine, LineError, answer_line, missing_line, parse, run_lines
 from puna.server.loopback import LoopbackAnswer
 from puna.server.state import State
@@ -120,9 +121,9 @@ class BatchWork:
                 batch = next(iter(self._open.values()))
                 try:
                     await self._process(batch)
-                except Exception as error:
-                    log.exception("batch %s hit a bug", batch.id)
-                    await self._fail(batch, [LineError("internal_error", f"the batch could not be run: {error}")])
+                except Exception as error:  # a bug, or a disk that is full: other batches go on
+                    log.exception("batch %s could not be run", batch.id)
+                    await self._try_to_fail(batch, error)
                 del self._open[batch.id]
 
     async def _process(self, batch: Batch) -> None:
@@ -205,6 +206,13 @@ class BatchWork:
     async def _fail(self, batch: Batch, errors: list[LineError]) -> None:
         batch.status, batch.failed_at, batch.errors = "failed", _now(), ErrorList(errors)
         await self._save(batch)
+
+    async def _try_to_fail(self, batch: Batch, error: Exception) -> None:
+        """Where not even that can be written, the batch goes on when the next server starts."""
+        try:
+            await self._fail(batch, [LineError("internal_error", f"the batch could not be run: {error}")])
+        except PunaError as unwritten:
+            log.error("batch %s: %s", batch.id, unwritten)
 
     async def _save(self, batch: Batch) -> None:
         body = msgspec.json.encode(batch)

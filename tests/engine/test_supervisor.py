@@ -26,9 +26,18 @@ POISON = 299
 
 
 @pytest.fixture
-def config(make_config: Config, backend: str) -> EngineConfig:
-    if backend == "reference":
-        pytest.skip("engines are started many times; the native one is the one that is served")
+def make_config(tiny: Path) -> Config:
+    """The native engine alone: it is the one that is served, and engines are started many times here."""
+
+    def make(**options: Any) -> EngineConfig:
+        defaults = {"kv_dtype": "bf16", "kv_bytes": 1 << 20, "max_seqs": 8, "budget_tokens": 64}
+        return EngineConfig(model=str(tiny), **(defaults | options))
+
+    return make
+
+
+@pytest.fixture
+def config(make_config: Config) -> EngineConfig:
     return make_config(kv_bytes=8 << 20, max_seqs=32)
 
 
@@ -209,10 +218,8 @@ def test_engines_that_cannot_start_any_more_are_tried_ever_later(
 
 
 def test_while_there_is_no_engine_requests_queue_up_to_the_limit_and_no_further(
-    make_config: Config, backend: str
+    make_config: Config,
 ) -> None:
-    if backend == "reference":
-        pytest.skip("one backend is enough")
 
     async def scenario(supervisor: Supervisor) -> None:
         os.kill(supervisor.info.pid, signal.SIGKILL)
@@ -229,9 +236,7 @@ def test_while_there_is_no_engine_requests_queue_up_to_the_limit_and_no_further(
     supervised(make_config(max_waiting_seqs=2), scenario)
 
 
-def test_who_was_admitted_is_not_refused_by_the_next_engine(make_config: Config, backend: str) -> None:
-    if backend == "reference":
-        pytest.skip("one backend is enough")
+def test_who_was_admitted_is_not_refused_by_the_next_engine(make_config: Config) -> None:
     config = make_config(max_seqs=2, max_waiting_seqs=1)
     requests = [request(f"r{i}", prompt(9, i), seed=i, max_tokens=60, ignore_eos=True) for i in range(3)]
     wanted = undisturbed(make_config(max_seqs=2), requests)
