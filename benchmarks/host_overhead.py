@@ -1,7 +1,8 @@
 """What a step costs around the forward pass: scheduling, preparing arrays, delivering tokens.
 
 Decodes with N sequences on a random model small enough that the host's work shows, and prints the median over repeats
-of microseconds a step, and the share of the step that is not the forward pass. Run: python benchmarks/host_overhead.py
+of microseconds a step, and the share of the step that is neither the forward pass nor sampling.
+Run: python benchmarks/host_overhead.py
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from puna.engine.core import Engine
 from puna.engine.params import EngineRequest, SamplingParams
 from tests.tiny import write_tiny_llama
 
-PHASES = ("schedule_s", "prepare_s", "forward_s", "deliver_s")
+PHASES = ("schedule_s", "prepare_s", "forward_s", "sample_s", "deliver_s")
 
 
 def measure(engine: Engine, sequences: int, steps: int, logprobs: int | None) -> dict[str, float]:
@@ -47,7 +48,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         model = write_tiny_llama(Path(folder) / "tiny.gguf", layers=1, context=1024, tied=False)
-        print("sequences  logprobs  schedule  prepare  forward  deliver   host us   host share")
+        print("sequences  logprobs  schedule  prepare  forward   sample  deliver   host us   host share")
         for sequences in options.sequences:
             for logprobs in (None, 1):
                 config = EngineConfig(
@@ -55,10 +56,12 @@ def main() -> None:
                 )
                 engine = Engine(config)
                 runs = [measure(engine, sequences, options.steps, logprobs) for _ in range(options.repeats)]
-                schedule, prepare, forward, deliver = (statistics.median(run[p] for run in runs) for p in PHASES)
+                schedule, prepare, forward, sample, deliver = (
+                    statistics.median(run[p] for run in runs) for p in PHASES
+                )
                 host = schedule + prepare + deliver
-                phases = f"{schedule:8.0f} {prepare:8.0f} {forward:8.0f} {deliver:8.0f}"
-                share = host / (host + forward)
+                phases = f"{schedule:8.0f} {prepare:8.0f} {forward:8.0f} {sample:8.0f} {deliver:8.0f}"
+                share = host / (host + forward + sample)
                 print(f"{sequences:9}  {logprobs or '-':>8}  {phases} {host:9.0f}   {share:9.1%}")
 
 

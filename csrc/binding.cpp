@@ -72,18 +72,19 @@ class Core {
                    {num_blocks, tier_blocks, block_size, cache_type(cache), tiles});
   }
 
-  void step(In1<int32_t> token_ids, In1<int32_t> positions, In1<int32_t> query_start, In2<int32_t> tables,
-            In2<int32_t> moves,
-            // samples
-            In1<int32_t> index, In1<int32_t> target, In1<int32_t> num_logprobs, In1<float> temperature,
-            In1<int32_t> top_k, In1<float> top_p, In1<float> min_p, In1<float> repetition, In1<float> frequency,
-            In1<float> presence, In1<uint64_t> seed, In1<int32_t> position, In2<int32_t> history,
-            In1<int32_t> history_row, In1<int32_t> prompt_len, In1<int32_t> total_len, In1<int32_t> allowed_start,
-            In1<int32_t> allowed_ids, In1<int32_t> banned_start, In1<int32_t> banned_ids, In1<int32_t> bias_start,
-            In1<int32_t> bias_ids, In1<float> bias_values, In2<uint32_t> mask,
-            // results
-            Out1<int32_t> tokens, Out1<float> logprob, Out1<int32_t> rank, Out2<int32_t> top_ids,
-            Out2<float> top_logprobs, Out2<float> logits) {
+  // Both ways to run a step give the nanoseconds that its sampling took.
+  int64_t step(In1<int32_t> token_ids, In1<int32_t> positions, In1<int32_t> query_start, In2<int32_t> tables,
+               In2<int32_t> moves,
+               // samples
+               In1<int32_t> index, In1<int32_t> target, In1<int32_t> num_logprobs, In1<float> temperature,
+               In1<int32_t> top_k, In1<float> top_p, In1<float> min_p, In1<float> repetition, In1<float> frequency,
+               In1<float> presence, In1<uint64_t> seed, In1<int32_t> position, In2<int32_t> history,
+               In1<int32_t> history_row, In1<int32_t> prompt_len, In1<int32_t> total_len, In1<int32_t> allowed_start,
+               In1<int32_t> allowed_ids, In1<int32_t> banned_start, In1<int32_t> banned_ids, In1<int32_t> bias_start,
+               In1<int32_t> bias_ids, In1<float> bias_values, In2<uint32_t> mask,
+               // results
+               Out1<int32_t> tokens, Out1<float> logprob, Out1<int32_t> rank, Out2<int32_t> top_ids,
+               Out2<float> top_logprobs, Out2<float> logits) {
     const size_t count = index.shape(0);
     same_length(token_ids.shape(0), {positions.shape(0)});
     same_length(query_start.shape(0), {tables.shape(0) + 1});
@@ -126,13 +127,15 @@ class Core {
     last_ = view;
     nb::gil_scoped_release release;
     executor_.step(view);
+    return executor_.sample_nanoseconds();
   }
 
   // The step before once more, on the same arrays with new numbers in them. The caller has kept all of them alive.
-  void step_again() {
+  int64_t step_again() {
     if (!last_.query_start) throw std::invalid_argument("there was no step before");
     nb::gil_scoped_release release;
     executor_.step(last_);
+    return executor_.sample_nanoseconds();
   }
 
   // The counter lives in `shared` (8 bytes that the caller keeps alive, in shared memory say) from now on.
@@ -151,7 +154,7 @@ class Core {
 
 // Arrays are taken as they are or not at all: a converted copy would be gone before `step_again` reads it.
 template <class... Args>
-void def_step(nb::class_<Core>& core, void (Core::*step)(Args...)) {
+void def_step(nb::class_<Core>& core, int64_t (Core::*step)(Args...)) {
   const auto as_it_is = [](auto*) { return nb::arg().noconvert(); };
   core.def("step", step, as_it_is(static_cast<Args*>(nullptr))...);
 }

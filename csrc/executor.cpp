@@ -279,6 +279,7 @@ void Executor::run_head(const StepView& view) {
   const int64_t width = widths_[static_cast<size_t>(hidden_)];
   const int64_t vocab = widths_[static_cast<size_t>(logits_)];
   float* logits = head_buffers_[static_cast<size_t>(logits_)].data();
+  sample_nanoseconds_ = 0;
   for (int64_t first = 0; first < view.samples.count; first += HEAD_ROWS) {
     const int64_t rows = std::min(HEAD_ROWS, view.samples.count - first);
     for (int64_t i = 0; i < rows; ++i)
@@ -287,13 +288,15 @@ void Executor::run_head(const StepView& view) {
                   sizeof(float) * static_cast<size_t>(width));
     run(head_, head_buffers_, rows, view);
     const bool measured = !head_.stages.empty() && head_.stages.back().logits;
-    const Clock::time_point begun = profiling_ ? Clock::now() : Clock::time_point{};
+    const Clock::time_point begun = Clock::now();
     pool_.run(rows, 1, [&](int64_t begin, int64_t end, int thread) {
       for (int64_t i = begin; i < end; ++i)
         sample_row(*kernels_, view.samples, first + i, logits + i * stride(logits_), vocab,
                    measured ? maxima_.data() + i * tiles_of(vocab) : nullptr, sample_scratch_[static_cast<size_t>(thread)], view.out);
     });
-    if (profiling_) note(Stage{Stage::whole, {}, -1, false, 0, "sample"}, rows, nanoseconds_since(begun));
+    const int64_t nanoseconds = nanoseconds_since(begun);
+    sample_nanoseconds_ += nanoseconds;
+    if (profiling_) note(Stage{Stage::whole, {}, -1, false, 0, "sample"}, rows, nanoseconds);
     for (int64_t i = 0; view.logits && i < rows; ++i)
       std::memcpy(view.logits + (first + i) * vocab, logits + i * stride(logits_), sizeof(float) * static_cast<size_t>(vocab));
     progress_->fetch_add(1, std::memory_order_relaxed);

@@ -124,6 +124,9 @@ class Executor {
   // Throws std::invalid_argument, before anything is computed, when an index leaves its range.
   void step(const StepView& view);
 
+  // What drawing and scoring took in the last step.
+  int64_t sample_nanoseconds() const { return sample_nanoseconds_; }
+
   // From now on times are kept by stage name; asking for them while on ends nothing.
   void profile(bool on);
   const std::vector<StageTime>& profile_times() const { return times_; }
@@ -201,6 +204,7 @@ class Executor {
   std::atomic<uint64_t>* progress_ = &own_progress_;
   bool broken_order_ = false;
   bool profiling_ = false;
+  int64_t sample_nanoseconds_ = 0;
   std::vector<StageTime> times_;
 };
 

@@ -100,6 +100,7 @@ def _table(frame: Vitals, url: str) -> Table:
         "tokens/s": f"{frame.output_tokens_per_s:,.0f} out, {frame.prompt_tokens_per_s:,.0f} in",
         "first token": f"{_times(frame.first_token_s)}  ({over})",
         "between tokens": f"{_times(frame.token_gap_s)}  ({over})",
+        "a step": _step(frame) + ("" if frame.step_s is None else f"  ({over})"),
         "KV memory": "unknown" if frame.kv_share is None else _bar(frame.kv_share),
         "prefix hits": "none asked" if frame.prefix_hit_share is None else f"{_bar(frame.prefix_hit_share)}  ({over})",
         "since the start": f"{frame.preemptions} preemptions"
@@ -114,6 +115,14 @@ def _times(times: Percentiles | None) -> str:
     if times is None:
         return "nothing yet"
     return f"p50 {_seconds(times.p50)}  p90 {_seconds(times.p90)}  p99 {_seconds(times.p99)}"
+
+
+def _step(frame: Vitals) -> str:
+    if frame.step_s is None:
+        return "none yet"
+    return f"{_seconds(frame.step_s)}: " + ", ".join(
+        f"{name} {share:.0%}" for name, share in frame.phase_shares.items()
+    )
 
 
 def _seconds(value: float) -> str:

@@ -40,6 +40,7 @@ from puna.errors import EngineError, InputError, PunaError
 
 UNHEALTHY_S = 1.5  # work that has not moved for so long is told by `health`
 _LOOK_S = 0.1  # how often the progress counter is looked at
+_MISSED_S = 0.5  # what counts at most between two looks: for longer this process did not run, so others may not have
 _EXIT_S = 5.0  # how long a process that was told to stop may take before it is killed
 
 
@@ -102,7 +103,9 @@ class EngineClient:
         self.ended = asyncio.Event()  # set when the engine is gone, whatever became of it
         self.alive_at_end: dict[str, int] = {}  # requests that it still drew for, and the tokens it had brought each
         self.brought_tokens = False
-        self._moved = (-1, time.monotonic())  # the progress counter, and when it last moved
+        self._progress = -1
+        self._looked_s = time.monotonic()
+        self._stalled_s = 0.0  # for how long the progress counter was seen not to move
         self._decoder: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
 
     @classmethod
@@ -203,17 +206,15 @@ class EngineClient:
         """The truth about the engine at this moment."""
         exit_code, board = self._process.exit_code(), self._process.board
         self._look()
-        now = time.monotonic()
-        stalled_s = now - self._moved[1]
         return EngineHealth(
-            alive=exit_code is None and self._failure is None and stalled_s < UNHEALTHY_S,
+            alive=exit_code is None and self._failure is None and self._stalled_s < UNHEALTHY_S,
             pid=self._process.pid,
             exit_code=exit_code,
-            progress=self._moved[0],
+            progress=self._progress,
             steps=board.steps,
             in_step=board.in_step,
-            last_step_age_s=now - board.stamped_s if board.stamped_s else 0.0,
-            stalled_s=stalled_s,
+            last_step_age_s=time.monotonic() - board.stamped_s if board.stamped_s else 0.0,
+            stalled_s=self._stalled_s,
             live_requests=len(self._streams),
             stats=self._stats,
         )
@@ -289,8 +290,12 @@ class EngineClient:
     def _look(self) -> None:
         board = self._process.board
         is_working = board.in_step or any(stream.running for stream in self._streams.values())
-        if (progress := board.operators + board.steps) != self._moved[0] or not is_working:
-            self._moved = (progress, time.monotonic())
+        now = time.monotonic()
+        passed_s, self._looked_s = now - self._looked_s, now
+        if (progress := board.operators + board.steps) != self._progress or not is_working:
+            self._progress, self._stalled_s = progress, 0.0
+        else:
+            self._stalled_s += min(passed_s, _MISSED_S)
 
     async def _receive(self) -> FromEngine | None:
         """The next message, or None when the engine is gone."""

@@ -144,7 +144,9 @@ class Engine:
         counters.step_tokens.observe(step.tokens)
         counters.schedule_s += scheduled - begun
         counters.prepare_s += ready - scheduled
-        counters.forward_s += ran - ready
+        sample_s = self.backend.interpreter.sample_s
+        counters.forward_s += ran - ready - sample_s
+        counters.sample_s += sample_s
         counters.deliver_s += clock() - ran
         return news
 

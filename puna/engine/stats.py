@@ -24,6 +24,7 @@ class EngineCounters:
     schedule_s: float = 0.0
     prepare_s: float = 0.0
     forward_s: float = 0.0
+    sample_s: float = 0.0
     deliver_s: float = 0.0
     transport_s: float = 0.0  # writing and sending messages, where the engine has a process of its own
     step_tokens: Histogram = field(default_factory=lambda: Histogram(STEP_TOKENS))

@@ -137,11 +137,13 @@ class KVConfig:
 
 
 class Interpreter(Protocol):
-    """A backend bound to one model: it runs steps and remembers keys and values, nothing else."""
+    """A backend bound to one model: it runs steps and remembers keys and values, nothing else. `sample_s`: what of the
+    last step went into drawing and scoring, in seconds."""
 
     program: Program
     kv: KVConfig
     batch_invariant: bool
+    sample_s: float
 
     @property
     def fingerprint(self) -> str:

@@ -20,7 +20,7 @@ from puna.engine.stats import EngineStats
 from puna.server.exposition import MEDIA_TYPE, Buckets, Family, exposition
 from puna.server.serving import Serving
 
-PHASES = ("schedule", "prepare", "forward", "deliver", "transport")
+PHASES = ("schedule", "prepare", "forward", "sample", "deliver", "transport")
 
 
 def metrics_routes(serving: Serving) -> APIRouter:
@@ -100,7 +100,7 @@ def _own_families(serving: Serving) -> Iterator[Family]:
     yield Family(
         "puna:step_seconds_total",
         "counter",
-        "Time of the engine's steps by phase; sampling is part of the forward pass.",
+        "Time of the engine's steps by phase.",
         [({"phase": phase}, counters.get(f"{phase}_s", 0.0)) for phase in PHASES],
     )
     yield _one("puna:steps_total", "counter", "Steps of the engine.", counters.get("steps", 0))

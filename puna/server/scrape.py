@@ -26,12 +26,14 @@ _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 @dataclass(frozen=True)
 class Reading:
-    """`values`: by name without prefix, all labels added up. `buckets`: of histograms, cumulative counts by bound."""
+    """`values`: by name without prefix, all labels added up. `buckets`: of histograms, cumulative counts by bound.
+    `phases`: seconds of steps by phase."""
 
     at_s: float
     model: str
     values: dict[str, float] = field(default_factory=dict)
     buckets: dict[str, dict[float, float]] = field(default_factory=dict)
+    phases: dict[str, float] = field(default_factory=dict)
 
 
 class Percentiles(msgspec.Struct, frozen=True):
@@ -45,7 +47,8 @@ class Percentiles(msgspec.Struct, frozen=True):
 
 class Vitals(msgspec.Struct, frozen=True, kw_only=True):
     """How a server is doing. `window_s`: what percentiles and hits look back on; None: on all since the start. Other
-    values are None where the server does not tell, or nothing happened."""
+    values are None where the server does not tell, or nothing happened. `step_s`: the mean of steps, and
+    what share of it each phase takes."""
 
     model: str
     engine_up: bool | None
@@ -61,6 +64,8 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
     prefix_hit_share: float | None
     preemptions: int
     restarts: int | None
+    step_s: float | None
+    phase_shares: dict[str, float]
 
 
 def metrics_url(url: str) -> str:
@@ -93,6 +98,7 @@ def parse(text: str, at_s: float) -> Reading:
     """Lines that are no samples are left out."""
     values: dict[str, float] = {}
     buckets: dict[str, dict[float, float]] = {}
+    phases: dict[str, float] = {}
     model = ""
     for line in text.splitlines():
         if line.startswith("#") or (found := _SAMPLE.fullmatch(line)) is None:
@@ -107,9 +113,11 @@ def parse(text: str, at_s: float) -> Reading:
                 histogram[bound] = histogram.get(bound, 0.0) + value
             else:
                 values[name] = values.get(name, 0.0) + value
+                if name == "step_seconds_total" and "phase" in labels:
+                    phases[labels["phase"]] = value
         except ValueError:
             continue
-    return Reading(at_s, model, values, buckets)
+    return Reading(at_s, model, values, buckets, phases)
 
 
 def vitals(readings: Sequence[Reading], window_s: float | None = None, rate_s: float = 3.0) -> Vitals:
@@ -131,6 +139,10 @@ def vitals(readings: Sequence[Reading], window_s: float | None = None, rate_s: f
         return percentiles_of(now.buckets.get(name, {}), before)
 
     queries = since_far("prefix_cache_queries_total")
+    spent = {
+        name: seconds - (0.0 if far is None else far.phases.get(name, 0.0)) for name, seconds in now.phases.items()
+    }
+    spent_s, steps = sum(spent.values()), since_far("steps_total")
     up, restarts = now.values.get("engine_up"), now.values.get("engine_restarts_total")
     return Vitals(
         model=now.model,
@@ -147,6 +159,8 @@ def vitals(readings: Sequence[Reading], window_s: float | None = None, rate_s: f
         prefix_hit_share=since_far("prefix_cache_hits_total") / queries if queries > 0 else None,
         preemptions=int(now.values.get("num_preemptions_total", 0)),
         restarts=None if restarts is None else int(restarts),
+        step_s=spent_s / steps if steps > 0 else None,
+        phase_shares={name: seconds / spent_s for name, seconds in spent.items()} if spent_s > 0 else {},
     )
 
 

@@ -39,12 +39,17 @@ def test_programs_get_one_frame_as_json(busy_server: ServerProcess) -> None:
     assert frame["window_s"] is None
     assert 0 < frame["prefix_hit_share"] < 1
     assert frame["restarts"] == 0
+    assert list(frame["phase_shares"]) == ["schedule", "prepare", "forward", "sample", "deliver", "transport"]
+    assert sum(frame["phase_shares"].values()) == pytest.approx(1)
+    assert 0 < frame["phase_shares"]["sample"] < 1
+    assert frame["step_s"] > 0
 
 
 def test_a_pipe_gets_one_plain_frame(busy_server: ServerProcess) -> None:
     done = puna("top", busy_server.url + "/v1", "--interval", "0.1")
     assert done.returncode == 0, done.stderr
     assert "0 running, 0 waiting" in done.stdout
+    assert ", sample " in done.stdout
     assert "\x1b" not in done.stdout
 
 

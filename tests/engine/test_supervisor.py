@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from pathlib import Path
@@ -129,6 +130,28 @@ def test_an_engine_that_stands_still_is_replaced(config: EngineConfig) -> None:
         os.kill(supervisor.info.pid, signal.SIGSTOP)
         assert_undisturbed(await asyncio.gather(*answers), wanted)
         assert supervisor.restarts == 1
+
+    supervised(config, scenario, hang_s=1.0)
+
+
+def test_time_in_which_the_supervisor_did_not_run_itself_is_no_hang(config: EngineConfig) -> None:
+    """A laptop that slept, or both processes stopped from outside."""
+    requests = crowd(2)
+    wanted = undisturbed(config, requests)
+
+    async def scenario(supervisor: Supervisor) -> None:
+        answers = [asyncio.create_task(collect(supervisor, one)) for one in requests]
+        await until_busy(supervisor)
+        pid = supervisor.health().pid
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(2.5)  # nothing of this process runs meanwhile
+        await asyncio.sleep(0.1)  # now it does, and the engine not yet
+        health = supervisor.health()
+        assert health.alive
+        assert 0.05 < health.stalled_s < 1
+        os.kill(pid, signal.SIGCONT)
+        assert_undisturbed(await asyncio.gather(*answers), wanted)
+        assert supervisor.restarts == 0
 
     supervised(config, scenario, hang_s=1.0)
 

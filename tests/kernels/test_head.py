@@ -81,3 +81,17 @@ def test_a_logit_that_is_not_finite_ends_its_row_wherever_the_head_writes_it(isa
     weight[:, 0] = np.linspace(-1, 1, 701)
     weight[place, 0] = np.inf
     assert head(weight, "F32", isa).step(batch(35, 701)).tokens.tolist() == [-1] * 35
+
+
+def test_the_time_of_sampling_is_told_apart_from_the_rest_of_the_step() -> None:
+    interpreter = head(np.random.default_rng(2).standard_normal((300, WIDTH)).astype(np.float32), "F32", "auto")
+    interpreter.profile(True)
+    sampled_s = 0.0
+    for step in (many := batch(40, 300), many, batch(3, 300)):  # more rows than are held at a time; again; fewer
+        interpreter.step(step)
+        assert interpreter.sample_s > 0
+        sampled_s += interpreter.sample_s
+    (kept,) = [stage for stage in interpreter.profile_times() if stage.name == "sample"]
+    assert round(1e9 * sampled_s) == kept.nanoseconds
+    interpreter.step(batch(0, 300))
+    assert interpreter.sample_s == 0

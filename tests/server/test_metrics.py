@@ -90,7 +90,7 @@ def test_tokens_times_and_ends_of_requests_are_counted(server: ServerProcess) ->
     assert found["puna:prefix_cache_hits_total"] > 0  # the second request has the prompt of the first
     assert found["puna:iteration_tokens_total_count"] == found["puna:steps_total"] >= 2 * 12
     assert found["puna:iteration_tokens_total_sum"] == found["puna:computed_tokens_total"]
-    for phase in ("schedule", "prepare", "forward", "deliver", "transport"):
+    for phase in ("schedule", "prepare", "forward", "sample", "deliver", "transport"):
         assert found[f"puna:step_seconds_total/{phase}"] > 0
     whole, first = (
         found[f"puna:{name}_sum"] for name in ("e2e_request_latency_seconds", "time_to_first_token_seconds")

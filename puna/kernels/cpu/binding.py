@@ -90,6 +90,7 @@ class NativeInterpreter:
             raise InputError(f"compute is {compute!r}; it is 'int8' or 'float32'", param="compute")
         self.program = program
         self.kv = kv
+        self.sample_s = 0.0
         self._compute = compute
         threads = threads or available_threads()
         try:
@@ -226,10 +227,11 @@ class NativeInterpreter:
             out.top_ids.fill(-1)
             out.top_logprobs.fill(-np.inf)
         try:
-            self._core.step_again()
+            nanoseconds = self._core.step_again()
         except ValueError as error:
             self._last = None
             raise InputError(f"the step was refused: {error}") from None
+        self.sample_s = 1e-9 * nanoseconds
         return out
 
     def _first(self, batch: StepBatch) -> StepOutput:
@@ -237,7 +239,7 @@ class NativeInterpreter:
         logits = np.empty((len(s.index), self.program.vocab_size), np.float32) if batch.want_logits else None
         out = StepOutput.blank(s, logits)
         try:
-            self._core.step(
+            nanoseconds = self._core.step(
                 batch.token_ids,
                 batch.positions,
                 batch.query_start,
@@ -276,6 +278,7 @@ class NativeInterpreter:
             )
         except ValueError as error:
             raise InputError(f"the step was refused: {error}") from None
+        self.sample_s = 1e-9 * nanoseconds
         return out
 
 

@@ -7,6 +7,7 @@ another order for another batch, so it is not batch-invariant; it is exact enoug
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -54,6 +55,7 @@ class ReferenceInterpreter:
         self._product = {n: _product(rounding, weights[n].type) for n in program.weights()}
         self._pool = KVPool(program, kv)
         self._progress = 0
+        self.sample_s = 0.0
         digest = hashlib.sha256(program.digest())
         for name in program.weights():
             digest.update(name.encode())
@@ -81,7 +83,10 @@ class ReferenceInterpreter:
             buffers[name] = buffers[name][index] if name != "logits" else np.zeros((len(index), extent), np.float32)
         for op in self.program.head if len(index) else ():
             self._run(op, buffers, batch, slots)
-        return self._sample(batch, buffers["logits"])
+        begun = time.perf_counter()
+        out = self._sample(batch, buffers["logits"])
+        self.sample_s = time.perf_counter() - begun
+        return out
 
     def _slots(self, batch: StepBatch) -> tuple[I32, I32]:
         rows = np.repeat(np.arange(len(batch.tables)), np.diff(batch.query_start))
