@@ -53,7 +53,7 @@ static inline RangeTiles find_tiles(const AttendArgs& a, int start, int first_ti
   RangeTiles tiles{};
   for (int i = first_tile; i < last_tile; ++i) {
     const int position = start + i * KEY_TILE, slot = position % layout.block_size;
-    const uint8_t* block = a.head_pool + static_cast<size_t>(a.table[position / layout.block_size]) * layout.block_bytes;
+    const uint8_t* block = a.head_pool + static_cast<size_t>(a.table[position / layout.block_size]) * layout.block_stride;
     tiles.keys[i] = tiles.next_keys[i] = block + layout.key_tile(slot);
     tiles.values[i] = tiles.next_values[i] = block + layout.value_row(slot);
     if (layout.type != CacheType::int8) continue;
@@ -62,7 +62,7 @@ static inline RangeTiles find_tiles(const AttendArgs& a, int start, int first_ti
   }
   for (int i = first_tile, p = next.begin / KEY_TILE * KEY_TILE; i < last_tile && p < next.end; ++i, p += KEY_TILE) {
     const int slot = p % layout.block_size;
-    const uint8_t* block = next.head_pool + static_cast<size_t>(next.table[p / layout.block_size]) * layout.block_bytes;
+    const uint8_t* block = next.head_pool + static_cast<size_t>(next.table[p / layout.block_size]) * layout.block_stride;
     tiles.next_keys[i] = block + layout.key_tile(slot);
     tiles.next_values[i] = block + layout.value_row(slot);
   }

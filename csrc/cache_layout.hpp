@@ -30,6 +30,7 @@ struct CacheLayout {
   size_t key_scales_at;
   size_t value_scales_at;
   size_t block_bytes;
+  size_t block_stride;  // from a block of a key head to the next: block_bytes, or more where others lie between them
 
   size_t key_tile(int slot) const { return static_cast<size_t>(slot / KEY_TILE) * key_tile_bytes; }
   // Of a token; with `tiles` of the pair that begins with an even one.
@@ -52,6 +53,7 @@ inline CacheLayout cache_layout(CacheType type, int block_size, int head_dim, bo
   l.key_scales_at = 2 * l.values_at;
   l.value_scales_at = l.key_scales_at + sizeof(float) * static_cast<size_t>(block_size);
   l.block_bytes = l.key_scales_at + (type == CacheType::int8 ? 2 * sizeof(float) * static_cast<size_t>(block_size) : 0);
+  l.block_stride = l.block_bytes;
   return l;
 }
 

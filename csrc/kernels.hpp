@@ -119,7 +119,7 @@ struct AttendArgs {
   int group;     // query heads a key head
   int position;  // of the first token
   const int32_t* table;
-  const uint8_t* head_pool;  // blocks of this layer and key head, one after the other
+  const uint8_t* head_pool;  // block 0 of this layer and key head; the others follow, layout.block_stride apart
   CacheLayout layout;
   float scale;
   int window;  // 0: none

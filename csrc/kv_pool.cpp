@@ -16,24 +16,24 @@ KVPool::KVPool(std::vector<KVLayer> layers, PoolConfig config) : layers_(std::mo
       throw std::invalid_argument("head_dim is " + std::to_string(layer.head_dim) +
                                   "; the native core takes multiples of 16 up to " + std::to_string(MAX_HEAD_DIM));
     const CacheLayout layout = cache_layout(config_.cache, config_.block_size, static_cast<int>(layer.head_dim), config_.tiles);
-    const size_t bytes = layout.block_bytes * static_cast<size_t>(layer.kv_heads);
-    memory_.push_back({Region(bytes * static_cast<size_t>(config_.num_blocks)),
-                       Region(bytes * static_cast<size_t>(config_.tier_blocks)), layout});
+    shares_.push_back({layout, block_bytes_});
+    block_bytes_ += layout.block_bytes * static_cast<size_t>(layer.kv_heads);
   }
+  for (Share& share : shares_) share.layout.block_stride = block_bytes_;
+  pool_ = Region(block_bytes_ * static_cast<size_t>(config_.num_blocks));
+  tier_ = Region(block_bytes_ * static_cast<size_t>(config_.tier_blocks));
 }
 
-uint8_t* KVPool::block(size_t layer, bool in_tier, int64_t kv_head, int64_t id) const {
-  const Memory& memory = memory_[layer];
-  const int64_t count = in_tier ? config_.tier_blocks : config_.num_blocks;
-  return (in_tier ? memory.tier : memory.pool).data() + static_cast<size_t>(kv_head * count + id) * memory.layout.block_bytes;
+uint8_t* KVPool::block(size_t layer, int64_t kv_head, int64_t id) const {
+  const Share& share = shares_[layer];
+  return pool_.data() + static_cast<size_t>(id) * block_bytes_ + share.at + static_cast<size_t>(kv_head) * share.layout.block_bytes;
 }
 
 void KVPool::move(const int32_t* move) {
   const bool from_tier = move[0] == 2, to_tier = move[0] == 1;
   if (!from_tier && !to_tier && move[1] == move[2]) return;
-  for (size_t l = 0; l < layers_.size(); ++l)
-    for (int64_t h = 0; h < layers_[l].kv_heads; ++h)
-      std::memcpy(block(l, to_tier, h, move[2]), block(l, from_tier, h, move[1]), memory_[l].layout.block_bytes);
+  std::memcpy((to_tier ? tier_ : pool_).data() + static_cast<size_t>(move[2]) * block_bytes_,
+              (from_tier ? tier_ : pool_).data() + static_cast<size_t>(move[1]) * block_bytes_, block_bytes_);
 }
 
 void KVPool::store(const KernelTable& kernels, ThreadPool& threads, const StepTables& step, size_t l, const float* key,
@@ -58,7 +58,7 @@ void KVPool::store(const KernelTable& kernels, ThreadPool& threads, const StepTa
       for (int64_t h = 0; h < layer.kv_heads; ++h) {
         const int64_t at = run[1] * stride + h * layer.head_dim;
         kernels.store_cache({key + at, value + at, stride, run[2] - run[1], position % config_.block_size,
-                             block(l, false, h, id), memory_[l].layout});
+                             block(l, h, id), shares_[l].layout});
       }
     }
   });

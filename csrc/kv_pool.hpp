@@ -2,9 +2,10 @@
 // step, and how blocks are copied and swapped.
 //
 // It knows blocks, tables and positions. It does not know which blocks are free (puna/sched/block_pool.py does), nor
-// how attention reads them (attention.hpp); bytes within a block are those of cache_layout.hpp. A layer's memory is ordered so, and a block holds one head's share:
+// how attention reads them (attention.hpp); bytes of one key head are those of cache_layout.hpp. All layers' shares of a
+// block lie side by side, so that memory is touched as blocks are used, and a block is copied in one piece:
 //
-//   key head 0: block 0 | block 1 | ... | block N-1,  key head 1: block 0 | ...
+//   block 0: layer 0: key head 0 | key head 1 | ..., layer 1: key head 0 | ...;  block 1: layer 0: ...
 #pragma once
 
 #include <cstddef>
@@ -52,9 +53,9 @@ class KVPool {
   const std::vector<KVLayer>& layers() const { return layers_; }
   const PoolConfig& config() const { return config_; }
 
-  // Block 0 of a key head; the others follow, block_bytes apart.
-  const uint8_t* head(size_t layer, int64_t kv_head) const { return block(layer, false, kv_head, 0); }
-  const CacheLayout& layout(size_t layer) const { return memory_[layer].layout; }
+  // Block 0 of a key head; the others follow, block_stride of the layout apart.
+  const uint8_t* head(size_t layer, int64_t kv_head) const { return block(layer, kv_head, 0); }
+  const CacheLayout& layout(size_t layer) const { return shares_[layer].layout; }
 
   // One move (kind, source, destination) of puna/kernels/batch.py, in all layers.
   void move(const int32_t* move);
@@ -64,15 +65,17 @@ class KVPool {
              const float* value);
 
  private:
-  struct Memory {
-    Region pool;
-    Region tier;
-    CacheLayout layout;  // of one head's block
+  struct Share {
+    CacheLayout layout;  // of one head
+    size_t at;           // offset of the layer's first head within a block
   };
-  uint8_t* block(size_t layer, bool in_tier, int64_t kv_head, int64_t id) const;
+  uint8_t* block(size_t layer, int64_t kv_head, int64_t id) const;
   std::vector<KVLayer> layers_;
   PoolConfig config_{};
-  std::vector<Memory> memory_;
+  std::vector<Share> shares_;
+  size_t block_bytes_ = 0;  // of all layers
+  Region pool_;
+  Region tier_;
   std::vector<int32_t> runs_;  // scratch of `store`
 };
 
