@@ -193,6 +193,11 @@ class EngineClient:
         stream = self._streams.get(request_id)
         return 0 if stream is None else stream.received
 
+    def unread(self, request_id: str) -> int:
+        """Updates that wait for the reader of a live request."""
+        stream = self._streams.get(request_id)
+        return 0 if stream is None else stream.arrived.qsize()
+
     def runs(self, request_id: str) -> bool:
         """Whether the engine still draws for a request."""
         stream = self._streams.get(request_id)

@@ -2,7 +2,8 @@
 
 To whoever asks it has the face of an `EngineClient`. A request's stream outlives engines: it goes on from the tokens
 that its reader has, and ends as if nothing had happened. New requests wait meanwhile, up to the admission limit.
-Engines that die without having brought anyone a token are started again ever later. It belongs to one event loop.
+Engines that die without having brought anyone a token are started again ever later. A request whose reader does not
+read leaves the engine, and goes on when it does. It belongs to one event loop.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ HANG_S = 10.0  # an engine whose work has not moved for so long is ended
 START_S = 900.0  # a model that takes longer to load does not come any more
 DELAYS_S = (0.0, 0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # before another start, by deaths in vain
 LOOP_DEATHS = 4  # so many deaths in vain are a crash loop: what waits is refused
+UNREAD_UPDATES = 1024  # a request whose reader is further behind leaves the engine until it has read them
 _LOOK_S = 0.05
 
 log = logging.getLogger("puna.engine")
@@ -206,9 +208,13 @@ class Supervisor:
             return None
 
     async def _until_ended(self, client: EngineClient) -> None:
-        """Ends a hung engine; sees to it that one suspect after the other has its trial."""
+        """Ends a hung engine; sees to it that one suspect after the other has its trial, and that nobody who does not
+        read fills up memory."""
         while not client.ended.is_set():
             self._try_suspects(client)
+            for name in self._live:
+                if client.unread(name) > UNREAD_UPDATES:
+                    client.hold(name)
             if client.health().stalled_s >= self._hang_s:
                 log.error("the engine (pid %d) has not moved for %.0f s; it is ended", client.info.pid, self._hang_s)
                 client.kill()

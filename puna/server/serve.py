@@ -43,6 +43,7 @@ from puna.server.tracing import Tracing, open_tracing
 log = logging.getLogger("puna.server")
 CLOSE_S = 3  # after draining: for the error events to be written
 CLOSE_URGENT_S = 1  # after a second signal
+SEND_BUFFER_BYTES = 256 << 10  # of a connection, in the system: it would take megabytes for a client that does not read
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ def bind(host: str, port: int) -> socket.socket:
         raise PortError(f"the host {host[:200]!r} is not an address of this machine: {reason}") from error
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)  # accepted ones inherit it
         bound.bind(address)
     except OSError as error:
         bound.close()

@@ -207,6 +207,33 @@ def test_a_reader_that_stands_still_holds_up_no_trial(config: EngineConfig) -> N
     supervised(config, scenario)
 
 
+def test_who_does_not_read_leaves_the_engine_and_goes_on_when_it_does(
+    config: EngineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "UNREAD_UPDATES", 16)
+    monkeypatch.setattr(module, "_LOOK_S", 0.001)
+    slow = request("slow", prompt(30, 9), max_tokens=200, ignore_eos=True, temperature=1.0, n=2, seed=5)
+    wanted = undisturbed(config, [slow])
+
+    async def scenario(supervisor: Supervisor) -> None:
+        found: Samples = {}
+        async with aclosing(supervisor.generate(slow)) as updates:
+            for _ in range(3):
+                update = await anext(updates)
+                found.setdefault((update.request_id, update.index), Sample()).take(update)
+                while not supervisor.stats or supervisor.stats.live_requests:
+                    await asyncio.sleep(0.001)
+                assert supervisor.stats.scheduler.blocks_used == 0
+                assert supervisor.stats.counters["generated_tokens"] < 400
+            assert supervisor.health().live_requests == 1
+            async for update in updates:
+                found.setdefault((update.request_id, update.index), Sample()).take(update)
+        assert_undisturbed([found], wanted)
+        assert supervisor.restarts == 0
+
+    supervised(config, scenario)
+
+
 def test_engines_that_cannot_start_any_more_are_tried_ever_later(
     config: EngineConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
