@@ -16,7 +16,7 @@ import msgspec
 
 from puna.server.loopback import LoopbackAnswer
 
-ENDPOINTS = ("/v1/chat/completions", "/v1/completions")
+ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
 MAX_LINES = 50_000
 MAX_LINE_BYTES = 16 << 20
 MAX_ERRORS = 100  # more of them help nobody
@@ -136,7 +136,7 @@ async def run_lines(
 ) -> None:
     """Asks all `lines`, `at_once` at a time, and hands each answer to `done`. Waits where the server is full.
 
-    What `done` raises ends it all. Cancelling ends what runs; those lines were not done.
+    What `done` raises ends it all, and is raised. Cancelling ends what runs; those lines were not done.
     """
     waiting = iter(lines)
 
@@ -149,9 +149,12 @@ async def run_lines(
                 await asyncio.sleep(_seconds(answer.headers.get("retry-after")))
             await done(line, answer)
 
-    async with asyncio.TaskGroup() as group:
-        for _ in range(at_once):
-            group.create_task(work())
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(at_once):
+                group.create_task(work())
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from None
 
 
 def _seconds(retry_after: str | None) -> float:

@@ -7,6 +7,7 @@ was being answered is asked again. It knows the order of things; shapes over HTT
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -18,11 +19,12 @@ import msgspec
 from puna.errors import PunaError
 from puna.server.batch_lines import MAX_ERRORS, BatchLine, LineError, answer_line, missing_line, parse, run_lines
 from puna.server.loopback import LoopbackAnswer
-from puna.server.state import State
+from puna.server.state import State, StateError
 
 log = logging.getLogger("puna.server")
 
 OPEN = ("validating", "in_progress", "finalizing", "cancelling")
+STORAGE_WAIT_S = 2.0  # before it is tried again to write to a folder that could not be written to
 _LOOK_S = 0.2
 
 
@@ -121,13 +123,31 @@ class BatchWork:
                 batch = next(iter(self._open.values()))
                 try:
                     await self._process(batch)
-                except Exception as error:  # a bug, or a disk that is full: other batches go on
+                except Exception as error:
+                    if isinstance(error, StateError | OSError) and not isinstance(error, FileNotFoundError):
+                        await self._wait_for_room(batch, error)
+                        continue
+                    # a bug, or somebody took the file away: other batches go on
                     log.exception("batch %s could not be run", batch.id)
                     await self._try_to_fail(batch, error)
                 del self._open[batch.id]
 
+    async def _wait_for_room(self, batch: Batch, error: Exception) -> None:
+        """A full disk, say: what is written stays, clients see the reason in `errors`, and it is tried again."""
+        log.error("batch %s waits, its folder cannot be written to: %s", batch.id, error)
+        said = f"the server's folder cannot be written to ({error}); the batch goes on when it can"
+        batch.errors = ErrorList([LineError("storage_unavailable", said)])
+        while batch.errors is not None:
+            await asyncio.sleep(STORAGE_WAIT_S)
+            with contextlib.suppress(StateError, OSError):
+                await self._save(msgspec.structs.replace(batch, errors=None))
+                batch.errors = None
+
     async def _process(self, batch: Batch) -> None:
         path = self._state.path(batch.input_file_id)
+        if batch.status not in OPEN:  # it was written that it is over, and no more
+            await asyncio.to_thread(self._state.drop_answers, batch.id)
+            return
         if batch.status == "validating":
             found = await asyncio.to_thread(_check, path, batch.endpoint)
             if isinstance(found, list):
@@ -184,11 +204,14 @@ class BatchWork:
         left = list(self._missing(batch, answered)) if ending != "completed" else []
         why = f"the batch was {ending} before this line was answered"
         unanswered = [missing_line(line, f"batch_{ending}", why) for line in left]
-        batch.output_file_id = await asyncio.to_thread(self._write, batch, True, [])
-        batch.error_file_id = await asyncio.to_thread(self._write, batch, False, unanswered)
+        if batch.output_file_id is None:  # else it was written before the disk was full
+            batch.output_file_id = await asyncio.to_thread(self._write, batch, True, [])
+        if batch.error_file_id is None:
+            batch.error_file_id = await asyncio.to_thread(self._write, batch, False, unanswered)
+        ended_at = _now()
+        await self._save(msgspec.structs.replace(batch, status=ending, **{f"{ending}_at": ended_at}))
         batch.status = ending
-        setattr(batch, f"{ending}_at", _now())
-        await self._save(batch)
+        setattr(batch, f"{ending}_at", ended_at)
         await asyncio.to_thread(self._state.drop_answers, batch.id)
 
     def _write(self, batch: Batch, good: bool, more: list[bytes]) -> str | None:

@@ -44,7 +44,7 @@ def batch_routes(serving: Serving) -> APIRouter:
         body = decode(await read_body(request, serving.max_body_bytes), BatchRequest)
         if body.endpoint not in ENDPOINTS:
             raise RequestError(
-                f"endpoint is {body.endpoint[:80]!r}; batches run {' and '.join(ENDPOINTS)}", param="endpoint"
+                f"endpoint is {body.endpoint[:80]!r}; batches run {', '.join(ENDPOINTS)}", param="endpoint"
             )
         _check_metadata(body.metadata)
         await find(serving.need_state(), tenant, body.input_file_id, "input_file_id")

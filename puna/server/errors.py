@@ -24,6 +24,7 @@ from puna.errors import (
     OverloadedError,
     PunaError,
 )
+from puna.server.state import StateError
 
 MAX_MESSAGE_CHARS = 1000
 MAX_HEAD_BYTES = 32 << 10  # of a request's line and headers together
@@ -128,6 +129,8 @@ def _classify(error: BaseException) -> tuple[int, str, str | None]:
             return 500, "server_error", "request_ends_engine"
         case EngineError():
             return 503, "server_error", "engine_failed"
+        case StateError():
+            return 503, "server_error", "storage_unavailable"
         case ModelFileError():
             return 500, "server_error", "model_file"
         case _:

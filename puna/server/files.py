@@ -18,7 +18,7 @@ from starlette.types import Message
 from puna.server.delivery import json_response
 from puna.server.errors import RequestError
 from puna.server.serving import Serving
-from puna.server.state import State, StoredFile, check_name
+from puna.server.state import State, StateError, StoredFile, check_name
 
 PURPOSES = ("batch",)
 _PIECE = 1 << 20
@@ -149,6 +149,8 @@ async def _form(request: Request, limit_bytes: int, state: State) -> FormData:
         return await parser.parse()
     except (MultiPartException, KeyError) as error:
         raise RequestError(f"the form cannot be read: {error}") from None
+    except OSError as error:  # large ones lie in a temporary file meanwhile
+        raise StateError(f"the file cannot be kept: {error.strerror}") from error
 
 
 def _store(state: State, tenant: str, upload: UploadFile, purpose: str) -> StoredFile:

@@ -93,11 +93,14 @@ class State:
                 os.fsync(opened.fileno())
                 size = opened.tell()
             part.replace(target)
-        except BaseException:
+            row = (file_id, tenant, filename, purpose, size, int(time.time()))
+            self._run("INSERT INTO files VALUES (?, ?, ?, ?, ?, ?)", row)
+        except BaseException as error:
             part.unlink(missing_ok=True)
+            target.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise StateError(f"the file cannot be kept: {error.strerror}") from error
             raise
-        row = (file_id, tenant, filename, purpose, size, int(time.time()))
-        self._run("INSERT INTO files VALUES (?, ?, ?, ?, ?, ?)", row)
 
     def path(self, file_id: str) -> Path:
         return self.folder / "files" / file_id

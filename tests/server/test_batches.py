@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import time
 from collections.abc import Iterator
@@ -48,12 +49,12 @@ def jsonl(lines: list[dict[str, Any]]) -> bytes:
     return b"".join(json.dumps(one).encode() + b"\n" for one in lines)
 
 
-def submit(client: openai.OpenAI, content: bytes) -> openai.types.Batch:
+def submit(client: openai.OpenAI, content: bytes, endpoint: Any = "/v1/completions") -> openai.types.Batch:
     uploaded = client.files.create(file=("in.jsonl", content), purpose="batch")
     assert (uploaded.bytes, uploaded.filename, uploaded.purpose) == (len(content), "in.jsonl", "batch")
     assert client.files.content(uploaded.id).content == content
     return client.batches.create(
-        input_file_id=uploaded.id, endpoint="/v1/completions", completion_window="24h", metadata={"who": "me"}
+        input_file_id=uploaded.id, endpoint=endpoint, completion_window="24h", metadata={"who": "me"}
     )
 
 
@@ -93,6 +94,62 @@ def test_a_batch_answers_each_line_as_a_client_would_be_answered(served: ServerP
             assert found[one["custom_id"]]["response"]["body"]["choices"] == alone
         assert [one.id for one in client.batches.list()] == [batch.id]
         assert {one.purpose for one in client.files.list()} == {"batch", "batch_output"}
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "body"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}),
+        ("/v1/responses", {"input": "hi", "max_output_tokens": 5}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}),
+    ],
+)
+def test_every_endpoint_that_answers_can_be_a_batchs(
+    server_with_state: ServerProcess, endpoint: str, body: dict[str, Any]
+) -> None:
+    body = {**body, "seed": 4}
+    lines = [{"custom_id": "a", "method": "POST", "url": endpoint, "body": body}]
+    with client_of(server_with_state) as client:
+        batch = wait(client, submit(client, jsonl(lines), endpoint).id)
+        found = answers(client, batch.output_file_id)["a"]["response"]
+    alone = server_with_state.post(endpoint, body).json()
+    assert found["status_code"] == 200
+    same = "choices" if "choices" in alone else "content" if "content" in alone else "usage"
+    assert found["body"][same] == alone[same]
+    assert found["body"].keys() == alone.keys()
+
+
+def test_a_full_disk_in_the_middle_of_a_batch_is_told_and_costs_nothing(served: ServerProcess, state: Path) -> None:
+    """The limit of file sizes stands in for it: the system refuses what a file would grow by."""
+    lines = [line(number, max_tokens=300) for number in range(60)]
+    unlimited = resource.prlimit(served.process.pid, resource.RLIMIT_FSIZE)
+    with client_of(served) as client:
+        batch = submit(client, jsonl(lines))
+        while not (counts := client.batches.retrieve(batch.id).request_counts) or not counts.completed:
+            time.sleep(0.005)
+        resource.prlimit(served.process.pid, resource.RLIMIT_FSIZE, (4096, unlimited[1]))
+        while not (told := client.batches.retrieve(batch.id)).errors:
+            time.sleep(0.02)
+        assert told.status == "in_progress"
+        assert told.errors.data is not None
+        assert told.errors.data[0].code == "storage_unavailable"
+        assert "goes on when it can" in (told.errors.data[0].message or "")
+        before = told.request_counts.completed if told.request_counts else 0
+        assert 0 < before < 60
+        refused = httpx.post(
+            f"{served.url}/v1/files", data={"purpose": "batch"}, files={"file": ("x.jsonl", b"x" * 10_000)}
+        )
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "storage_unavailable")
+        assert list((state / "files").iterdir()) == [state / "files" / batch.input_file_id]
+        assert served.post("/v1/completions", {"prompt": "hi", "max_tokens": 2}).status_code == 200
+        assert served.health()["status"] == "ok"
+        resource.prlimit(served.process.pid, resource.RLIMIT_FSIZE, unlimited)
+        batch = wait(client, batch.id)
+        assert batch.status == "completed"
+        assert batch.errors is None
+        found = answers(client, batch.output_file_id)
+        assert list(found) == [one["custom_id"] for one in lines]
+    assert not any("Traceback" in said for said in served.lines)
 
 
 def test_a_line_that_is_refused_is_in_the_error_file_with_its_reason(served: ServerProcess) -> None:
