@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -112,6 +113,25 @@ def test_an_interrupted_run_keeps_what_it_has(model: Path, tmp_path: Path) -> No
         (json.dumps(line(1) | {"url": "/v1/nothing"}), "line 1: url is '/v1/nothing'"),
     ],
 )
+def test_a_full_disk_is_one_line_and_the_next_run_goes_on(model: Path, tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", [line(number) for number in range(20)])
+    limit = 6000  # bytes that a file may have: a third of the answers
+    full = subprocess.run(
+        command(model, str(source)),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert full.returncode == 1
+    assert "Traceback" not in full.stderr
+    assert "error: cannot read the input or write the output: File too large" in full.stderr
+    again = run(model, str(source))
+    assert again.returncode == 0, again.stderr
+    assert "by an earlier run" in again.stderr
+    assert len(answers(tmp_path / "in.out.jsonl")) == 20
+
+
 def test_a_wrong_file_is_refused_before_the_model_is_loaded(
     model: Path, tmp_path: Path, content: str, said: str
 ) -> None:
