@@ -104,15 +104,6 @@ def test_an_interrupted_run_keeps_what_it_has(model: Path, tmp_path: Path) -> No
     assert 2 <= len(answers(target)) < 60
 
 
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        ("", "has no lines"),
-        ("nonsense\n", "line 1: the line is no request"),
-        (json.dumps(line(1)) + "\n" + json.dumps(line(1)) + "\n", "line 2: custom_id 'c1' was there before"),
-        (json.dumps(line(1) | {"url": "/v1/nothing"}), "line 1: url is '/v1/nothing'"),
-    ],
-)
 def test_a_full_disk_is_one_line_and_the_next_run_goes_on(model: Path, tmp_path: Path) -> None:
     source = write(tmp_path / "in.jsonl", [line(number) for number in range(20)])
     limit = 6000  # bytes that a file may have: a third of the answers
@@ -132,6 +123,15 @@ def test_a_full_disk_is_one_line_and_the_next_run_goes_on(model: Path, tmp_path:
     assert len(answers(tmp_path / "in.out.jsonl")) == 20
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "has no lines"),
+        ("nonsense\n", "line 1: the line is no request"),
+        (json.dumps(line(1)) + "\n" + json.dumps(line(1)) + "\n", "line 2: custom_id 'c1' was there before"),
+        (json.dumps(line(1) | {"url": "/v1/nothing"}), "line 1: url is '/v1/nothing'"),
+    ],
+)
 def test_a_wrong_file_is_refused_before_the_model_is_loaded(
     model: Path, tmp_path: Path, content: str, said: str
 ) -> None:
