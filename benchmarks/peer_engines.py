@@ -12,6 +12,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ VOCABULARY = (100, 40000)  # ids that prompts are drawn from
 DECODED = 64  # tokens after the first, for the decode part
 MODEL_TOKENS = 4096
 PROGRAM_TIMEOUT_S = 600
+IDLE_S = 3.0  # that an engine has before its turn, for what engines do between requests
 
 
 class EngineFailedError(Exception):
@@ -53,6 +55,7 @@ class Worker:
         """One round of everything. Tokens a second; `shared32` in seconds."""
         dice = random.Random(f"{round_number}")  # the same prompts for every engine of a round
         os.killpg(self._process.pid, signal.SIGCONT)
+        time.sleep(IDLE_S)
         for length in (128, 512) if round_number else (128, 512, 2048):  # warms up
             self._seconds([self._prompt(dice, length)], 4)
         if not round_number:

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from peer_engines import EngineFailedError, vllm_environment
+from peer_engines import IDLE_S, EngineFailedError, vllm_environment
 
 READY_S = 600
 STOP_S = 20
@@ -60,6 +60,7 @@ class PeerServer:
 
     def resume(self) -> None:
         os.killpg(self.pid, signal.SIGCONT)
+        time.sleep(IDLE_S)
 
     def pause(self) -> None:
         os.killpg(self.pid, signal.SIGSTOP)

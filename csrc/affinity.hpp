@@ -47,6 +47,14 @@ inline void pin(std::thread& thread, int cpu) {
 #endif
 }
 
+// The calling thread runs from now on only where no other thread of the machine wants to.
+inline void run_when_idle() {
+#if defined(__linux__)
+  const sched_param none{};
+  pthread_setschedparam(pthread_self(), SCHED_IDLE, &none);
+#endif
+}
+
 // Moves the calling thread to `cpu` and leaves its mask as it was.
 inline void hop_to(int cpu) {
 #if defined(__linux__)

@@ -65,11 +65,11 @@ class Core {
 
   void bind(const std::vector<int64_t>& widths, const std::vector<OpTuple>& body, const std::vector<OpTuple>& head,
             const std::vector<std::pair<int64_t, int64_t>>& layers, int hidden, int logits, int64_t num_blocks,
-            int64_t tier_blocks, int block_size, const std::string& cache, bool tiles) {
+            int64_t tier_blocks, int block_size, const std::string& cache, bool tiles, int64_t touched_ahead) {
     std::vector<KVLayer> shapes;
     for (const auto& [kv_heads, head_dim] : layers) shapes.push_back({kv_heads, head_dim});
     executor_.bind(widths, to_ops(body), to_ops(head), std::move(shapes), hidden, logits,
-                   {num_blocks, tier_blocks, block_size, cache_type(cache), tiles});
+                   {num_blocks, tier_blocks, block_size, cache_type(cache), tiles, touched_ahead});
   }
 
   // Both ways to run a step give the nanoseconds that its sampling took.

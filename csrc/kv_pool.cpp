@@ -22,6 +22,20 @@ KVPool::KVPool(std::vector<KVLayer> layers, PoolConfig config) : layers_(std::mo
   for (Share& share : shares_) share.layout.block_stride = block_bytes_;
   pool_ = Region(block_bytes_ * static_cast<size_t>(config_.num_blocks));
   tier_ = Region(block_bytes_ * static_cast<size_t>(config_.tier_blocks));
+  if (config_.touched_ahead <= 0) return;
+  toucher_ = std::make_unique<PageToucher>(pool_.data(), pool_.size());
+  toucher_->want(static_cast<size_t>(config_.touched_ahead));
+}
+
+// Blocks that were never used come in the order of their ids.
+void KVPool::touch_ahead(const StepTables& step) {
+  int32_t last = 0;
+  for (int64_t r = 0; r < step.sequences; ++r) {
+    if (step.query_start[r] == step.query_start[r + 1]) continue;
+    const int32_t position = step.positions[step.query_start[r + 1] - 1];
+    last = std::max(last, step.tables[r * step.table_width + position / config_.block_size]);
+  }
+  toucher_->want(static_cast<size_t>(last + 1) * block_bytes_ + static_cast<size_t>(config_.touched_ahead));
 }
 
 uint8_t* KVPool::block(size_t layer, int64_t kv_head, int64_t id) const {
@@ -40,6 +54,7 @@ void KVPool::store(const KernelTable& kernels, ThreadPool& threads, const StepTa
                    const float* value) {
   const KVLayer& layer = layers_[l];
   const int64_t stride = layer.kv_heads * layer.head_dim;
+  if (toucher_ && l == 0) touch_ahead(step);
   // Runs of tokens that share a tile of sixteen slots: they are written together.
   runs_.clear();
   for (int64_t r = 0; r < step.sequences; ++r)

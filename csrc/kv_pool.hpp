@@ -10,10 +10,12 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "kernels.hpp"
 #include "memory.hpp"
+#include "page_toucher.hpp"
 #include "thread_pool.hpp"
 
 namespace puna {
@@ -31,6 +33,7 @@ struct PoolConfig {
   int block_size;
   CacheType cache;
   bool tiles;  // bf16 may be laid out for tiles
+  int64_t touched_ahead;  // bytes beyond the last block in use that are touched while the machine is idle
 };
 
 // Where the new tokens of a step stand: sequence r owns tokens query_start[r] .. query_start[r + 1] - 1, at consecutive
@@ -70,12 +73,14 @@ class KVPool {
     size_t at;           // offset of the layer's first head within a block
   };
   uint8_t* block(size_t layer, int64_t kv_head, int64_t id) const;
+  void touch_ahead(const StepTables& step);
   std::vector<KVLayer> layers_;
   PoolConfig config_{};
   std::vector<Share> shares_;
   size_t block_bytes_ = 0;  // of all layers
   Region pool_;
   Region tier_;
+  std::unique_ptr<PageToucher> toucher_;
   std::vector<int32_t> runs_;  // scratch of `store`
 };
 

@@ -28,6 +28,7 @@ MIN_BUDGET_TOKENS = 64
 MAX_BUDGET_TOKENS = 2048
 MEASURED_HISTORY, LEAST_HISTORY = 4096, 1024  # keys before a step whose price is measured
 HISTORY_CHUNK = 16  # tokens of such a step
+TOUCHED_SHARE, MOST_TOUCHED_BYTES = 8, 1 << 30  # of the pool, ahead of its use: an eighth, at most so many bytes
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,7 @@ def build_interpreter(config: EngineConfig, model: LoadedModel, kv: KVConfig, pr
         isa=path_for(config, paths()),
         compute=config.compute,
         progress=progress,
+        touched_ahead=min(kv.num_blocks * kv_bytes_per_block(model.program, kv) // TOUCHED_SHARE, MOST_TOUCHED_BYTES),
     )
 
 

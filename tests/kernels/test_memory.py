@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,35 @@ def test_a_pool_may_lie_on_huge_pages_and_takes_no_memory_before_it_is_used(tiny
     assert advised()[1] - used <= POOL_BYTES // 2
     del native
     assert advised()[0] == mapped
+
+
+def test_a_pool_is_touched_ahead_of_its_use_and_no_further_and_keeps_what_it_holds(tiny: LoadedModel) -> None:
+    block_bytes = kv_bytes_per_block(tiny.program, KVConfig(1))
+    ahead, blocks = 32 * MIB, POOL_BYTES // block_bytes
+    plain = NativeInterpreter(tiny.program, tiny.weights, KVConfig(64), threads=2)
+    _, used = advised()
+    native = NativeInterpreter(tiny.program, tiny.weights, KVConfig(blocks), threads=2, touched_ahead=ahead)
+    tokens = list(range(1, 17))
+    native.step(step([(tokens, 0, [1])]))  # written before memory is touched, read after it
+    assert wait_for_resident(used + ahead) <= used + ahead + 8 * MIB
+    last = 256 * MIB // block_bytes
+    native.step(step([([3], 0, [last])]))
+    assert wait_for_resident(used + (256 * MIB) + ahead) <= used + 256 * MIB + ahead + 8 * MIB
+    plain.step(step([(tokens, 0, [1])]))
+    ours, theirs = (core.step(step([([17], 16, [1, 2])])).logits for core in (native, plain))
+    assert ours is not None and theirs is not None and (ours == theirs).all()
+
+
+def wait_for_resident(wanted: int) -> int:
+    """Bytes that are resident when they are as many as `wanted`, or after a while when they are not."""
+    for _ in range(400):
+        if advised()[1] >= wanted:
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail(f"{advised()[1]} bytes are resident, not {wanted}")
+    time.sleep(0.2)
+    return advised()[1]
 
 
 @pytest.mark.model

@@ -29,6 +29,7 @@ class Core:
         block_size: int,
         cache: str,
         tiles: bool,
+        touched_ahead: int,
         /,
     ) -> None: ...
     def step(

@@ -69,6 +69,8 @@ class NativeInterpreter:
     process may use. `cores`: no more of them get work than this; 0 is as many as this process may use. `pin`: gives
     each worker a core of its own, where that is wise.
     `progress`: uint64 array of one element, in shared memory say, that counts executed operators.
+    `touched_ahead`: bytes of the pool behind the last block in use that a thread touches while the machine is idle, so
+    that no step waits for the system's pages; 0 touches none.
     """
 
     batch_invariant = True
@@ -85,6 +87,7 @@ class NativeInterpreter:
         isa: str = "auto",
         compute: str = "int8",
         progress: npt.NDArray[np.uint64] | None = None,
+        touched_ahead: int = 0,
     ) -> None:
         if compute not in ("int8", "float32"):
             raise InputError(f"compute is {compute!r}; it is 'int8' or 'float32'", param="compute")
@@ -116,6 +119,7 @@ class NativeInterpreter:
                 kv.block_size,
                 kv.dtype,
                 compute != "float32",
+                touched_ahead,
             )
         except ValueError as error:
             raise InputError(f"the native core cannot run this model so: {error}") from None
