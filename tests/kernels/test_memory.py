@@ -63,7 +63,9 @@ def test_a_pool_is_touched_ahead_of_its_use_and_no_further_and_keeps_what_it_hol
     assert wait_for_resident(used + (256 * MIB) + ahead) <= used + 256 * MIB + ahead + 8 * MIB
     plain.step(step([(tokens, 0, [1])]))
     ours, theirs = (core.step(step([([17], 16, [1, 2])])).logits for core in (native, plain))
-    assert ours is not None and theirs is not None and (ours == theirs).all()
+    assert ours is not None
+    assert theirs is not None
+    assert (ours == theirs).all()
 
 
 def wait_for_resident(wanted: int) -> int:
