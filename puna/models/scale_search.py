@@ -26,7 +26,7 @@ def importance(runs: F32) -> F32:
 def signed_scales(runs: F32, most: int) -> F32:
     """Scales [runs, 1] for q from -most to most - 1. May be negative: the extreme value becomes -most."""
     extreme = np.take_along_axis(runs, np.abs(runs).argmax(axis=1)[:, None], axis=1)
-    weights = runs * runs + np.float32(1e-30)
+    weights = importance(runs)
     weighted = weights * runs
     best: F32 = extreme / np.float32(-most)
     best_gain = np.full_like(best, -1)
