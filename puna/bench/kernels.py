@@ -2,8 +2,8 @@
 
 A kernel is timed in a program of its own that holds all operators of its kind, one a layer, with the model's weights;
 so weights come from where they come from in a real step, not from the nearest cache. Its input is random rows that
-embeddings bring in, whose cost is measured apart and taken off; a kernel too small for that is left out. Whole steps of
-the model are timed beside them: there operators may be fused, and a sum of kernels is not a step.
+embeddings bring in, whose cost is measured apart and taken off; a kernel too small for that is left out. What a path runs
+as one (a gate with the products around it) is timed as one. Whole steps of the model are timed beside them.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from puna.bench.steps import StepShape, make_step, step_seconds
 from puna.bench.work import Work, kind_of, work_of
 from puna.engine.config import EngineConfig
 from puna.kernels.batch import KVConfig
-from puna.kernels.cpu import NativeInterpreter
-from puna.kernels.program import Embed, Linear, Op, Program, weights_of
+from puna.kernels.cpu import NativeInterpreter, settled_path
+from puna.kernels.program import Embed, Gate, Linear, Op, Program, weights_of
 from puna.kernels.tensor import RawTensor
 from puna.models.load import LoadedModel
 
@@ -69,7 +69,7 @@ def measure_kernels(
 ) -> list[KernelFigure]:
     """On the native backend, with the threads and paths of `config`. `tick` is called after each of `kernel_names`."""
     figures: list[KernelFigure] = []
-    for kind in _kinds(model.program):
+    for kind in _kinds(model.program, config):
         figures += _measure_kind(kind, model, config, limits)
         tick()
     figures += _measure_head(model, config, limits)
@@ -79,16 +79,29 @@ def measure_kernels(
     return figures
 
 
-def kernel_names(program: Program) -> list[str]:
-    return [*(kind.name for kind in _kinds(program)), "output head", "whole step"]
+def kernel_names(program: Program, config: EngineConfig) -> list[str]:
+    return [*(kind.name for kind in _kinds(program, config)), "output head", "whole step"]
 
 
-def _kinds(program: Program) -> list[_Kind]:
+def _kinds(program: Program, config: EngineConfig) -> list[_Kind]:
     found: dict[str, _Kind] = {}
-    for op in program.body:
+    gated = _gated(program) if settled_path(config.isa) == "amx" and config.compute == "int8" else {}
+    for i, op in enumerate(program.body):
         if not isinstance(op, Embed):
-            found.setdefault(kind_of(op), _Kind(kind_of(op), [])).ops.append(op)
+            name = gated.get(i) or kind_of(op)
+            found.setdefault(name, _Kind(name, [])).ops.append(op)
     return list(found.values())
+
+
+def _gated(program: Program) -> dict[int, str]:
+    """The places of products that meet in a gate, of the gate, and of the product that reads it: tiles run them as one."""
+    places: dict[int, str] = {}
+    for i, op in enumerate(program.body):
+        around = program.body[max(0, i - 2) : i] + program.body[i + 1 : i + 2]
+        if isinstance(op, Gate) and len(around) == 3 and all(isinstance(each, Linear) for each in around):
+            for place in range(i - 2, i + 2):
+                places[place] = f"{kind_of(around[-1]).rpartition('.')[0] or 'gate'}, gated"
+    return places
 
 
 def _measure_kind(

@@ -19,7 +19,7 @@ from puna.kernels.cpu import _native
 KIB, MIB = 1 << 10, 1 << 20
 READ_BYTES = (64 * KIB, 512 * KIB, 2 * MIB, 8 * MIB, 32 * MIB, 128 * MIB, 512 * MIB)
 KINDS = ("int8", "bf16", "f32", "int8_tiles", "bf16_tiles")
-REPEATS = 3
+REPEATS = 5
 SECONDS = 0.03  # a loop
 
 

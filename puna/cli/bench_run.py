@@ -89,7 +89,7 @@ def run_kernels(config: EngineConfig) -> KernelReport:
     with loading(config.model):
         model = load_model(resolve(settled.model))
     watch = MachineWatch()
-    with _progress("measuring", limit_steps() + len(kernel_names(model.program))) as tick:
+    with _progress("measuring", limit_steps() + len(kernel_names(model.program, settled))) as tick:
         limits = measure_limits(path, config.threads or available_threads(), tick)
         kernels = measure_kernels(model, settled, limits, tick)
     target = Target(

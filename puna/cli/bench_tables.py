@@ -79,7 +79,13 @@ def print_kernels(report: KernelReport) -> None:
             figure.bound,
             f"{figure.share:.0%}",
         )
-    _print(table, report.target, report.machine, "all operators of a kind together; decoding behind 192 tokens each")
+    what = (
+        "ms: all operators of a kind together, decoding behind 192 tokens each; bound: what limits a kernel at the least, "
+        "memory at the speed of a working set of that size or operations at their peak; share: of that bound"
+    )
+    if report.target.path == "amx":
+        what += "; an engine of one sequence, as `puna chat`, runs on another path: look at decode 1 with --isa avx512"
+    _print(table, report.target, report.machine, what)
 
 
 def print_layouts(report: LayoutReport) -> None:
