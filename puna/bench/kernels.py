@@ -2,8 +2,8 @@
 
 A kernel is timed in a program of its own that holds all operators of its kind, one a layer, with the model's weights;
 so weights come from where they come from in a real step, not from the nearest cache. Its input is random rows that
-embeddings bring in, whose cost is measured apart and taken off; a kernel too small for that is left out. What a path runs
-as one (a gate with the products around it) is timed as one. Whole steps of the model are timed beside them.
+embeddings bring in, whose cost is measured apart and taken off; a kernel too small for that is left out. What a path
+runs as one (a gate with the products around it) is timed as one. Whole steps of the model are timed beside them.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _kinds(program: Program, config: EngineConfig) -> list[_Kind]:
 
 
 def _gated(program: Program) -> dict[int, str]:
-    """The places of products that meet in a gate, of the gate, and of the product that reads it: tiles run them as one."""
+    """Where products stand that meet in a gate, the gate, and the product that reads it: tiles run them as one."""
     places: dict[int, str] = {}
     for i, op in enumerate(program.body):
         around = program.body[max(0, i - 2) : i] + program.body[i + 1 : i + 2]

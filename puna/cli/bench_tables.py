@@ -80,8 +80,8 @@ def print_kernels(report: KernelReport) -> None:
             f"{figure.share:.0%}",
         )
     what = (
-        "ms: all operators of a kind together, decoding behind 192 tokens each; bound: what limits a kernel at the least, "
-        "memory at the speed of a working set of that size or operations at their peak; share: of that bound"
+        "ms: all operators of a kind together, decoding behind 192 tokens each; bound: what limits a kernel at the "
+        "least, memory at the speed of a working set of that size or operations at their peak; share: of that bound"
     )
     if report.target.path == "amx":
         what += "; an engine of one sequence, as `puna chat`, runs on another path: look at decode 1 with --isa avx512"
