@@ -91,7 +91,7 @@ class SoakServer:
     def wait_until_idle(self, timeout_s: float = 120.0) -> dict[str, float]:
         """The figures once nothing runs any more, or when the time is up; connections need a moment to go."""
         until = time.monotonic() + timeout_s
-        time.sleep(2.0)
+        time.sleep(0.5)
         while (found := self.look())["live"] + found["blocks_used"] + found[
             "tenants_running"
         ] and time.monotonic() < until:

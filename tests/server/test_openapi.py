@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from tests.server.process import ServerProcess
 
 schemathesis = pytest.importorskip("schemathesis")
-CASES = 5  # an operation
+CASES = 8  # an operation
 
 
 @pytest.fixture(scope="module")
