@@ -17,7 +17,7 @@ import pytest
 from puna.engine.client import EngineClient, describe_exit
 from puna.engine.config import EngineConfig
 from puna.engine.core import Engine
-from puna.engine.messages import Failed, FromEngine, Refused, as_error, frame, kind_of
+from puna.engine.messages import Failed, FromEngine, Refused, Stepped, as_error, frame, kind_of
 from puna.engine.params import EngineRequest
 from puna.errors import EngineError, InputError, ModelNotFoundError, OverloadedError
 from tests.engine.driving import Sample, Samples, prompt, request, run
@@ -83,6 +83,31 @@ def test_answers_are_those_of_an_engine_in_this_process(make_config: Config) -> 
         await until_idle(client)
 
     with_client(config, scenario)
+
+
+def test_one_message_a_step_brings_the_news_of_all_requests(
+    make_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    brought: list[int] = []
+    hand_out = EngineClient._hand_out
+
+    def counted(self: EngineClient, message: Stepped) -> None:
+        news = len(message.updates) + sum(token >= 0 for token in message.tokens)
+        if news:
+            brought.append(news)
+        hand_out(self, message)
+
+    monkeypatch.setattr(EngineClient, "_hand_out", counted)
+    requests = [request(f"r{i}", prompt(10, i), max_tokens=30, ignore_eos=True) for i in range(8)]
+
+    async def scenario(client: EngineClient) -> None:
+        await asyncio.gather(*(collect(client, one) for one in requests))
+        await until_idle(client)
+        assert client.stats is not None
+        assert sum(brought) == 8 * 30
+        assert len(brought) <= client.stats.counters["steps"]
+
+    with_client(make_config(max_seqs=8), scenario)
 
 
 def test_the_engine_tells_of_itself_when_it_is_ready(make_config: Config) -> None:
