@@ -14,9 +14,9 @@ namespace puna::PUNA_NS {
 #define PUNA_UNROLL _Pragma("GCC unroll 16")
 #endif
 
-constexpr size_t PREFETCH_BYTES = 2048;  // ahead of where a panel is read first
+constexpr size_t PREFETCH_BYTES = 8192;  // ahead of where a panel is read first
 
-static inline void prefetch(const uint8_t* p) { __builtin_prefetch(p, 0, 3); }
+static inline void prefetch(const uint8_t* p) { __builtin_prefetch(p, 0, 2); }
 
 static inline void store_panel(const LinearArgs& a, int64_t panel, int64_t token, VF low, VF high) {
   const int64_t n = panel * PANEL;
