@@ -96,6 +96,14 @@ Gathered rows_from(const Gathered& g, int row, int dim) {
   return {g.sums + static_cast<int64_t>(row) * dim, g.totals + row * LANES, g.peaks + row};
 }
 
+void multiply_scores(const uint16_t* query, const uint8_t* const* keys, int first, int last, int dim, float* scores) {
+  if (dim == 64) return multiply_scores_64(query, keys, first, last, scores);
+  for (int tile = first; tile < last; tile += BESIDE) {
+    const int beside = last - tile < BESIDE ? last - tile : BESIDE;
+    multiply(score_product(query, keys + tile, beside, dim, scores + tile * KEY_TILE));
+  }
+}
+
 // Rows row .. row + rows - 1 and one range, whose values are copied.
 void attend_strip(const AttendArgs& a, int start, const RangeTiles& tiles, int row, int rows, const Scratch& s, const Gathered& to) {
   const int dim = a.layout.head_dim;
@@ -106,11 +114,8 @@ void attend_strip(const AttendArgs& a, int start, const RangeTiles& tiles, int r
     std::memset(to.sums, 0, sizeof(float) * static_cast<size_t>(rows * dim));
     return;
   }
-  const int last_tile = (seen.high + KEY_TILE - 1) / KEY_TILE;
-  for (int tile = seen.low / KEY_TILE; tile < last_tile; tile += BESIDE) {
-    const int beside = last_tile - tile < BESIDE ? last_tile - tile : BESIDE;
-    multiply(score_product(s.query + static_cast<int64_t>(row) * dim, tiles.keys + tile, beside, dim, s.scores + tile * KEY_TILE));
-  }
+  multiply_scores(s.query + static_cast<int64_t>(row) * dim, tiles.keys, seen.low / KEY_TILE,
+                  (seen.high + KEY_TILE - 1) / KEY_TILE, dim, s.scores);
   written();
   const int first_step = seen.low / STEP, last_step = (seen.high + STEP - 1) / STEP;
   if (rows == STRIP && a.softcap == 0 && seen_by(a, start, row / a.group).whole() && seen_by(a, start, (row + rows - 1) / a.group).whole()) {
@@ -154,7 +159,8 @@ void attend_range(const AttendArgs& a, int range, int first_token, int last_toke
       continue;
     }
     attend_strip(a, start, tiles, row, rows, s, s.strip);
-    merge_range(rows_from(s.own, done, dim), rows_from(s.strip, done - row, dim), row + rows - done, dim);
+    const Gathered own = rows_from(s.own, done, dim), strip = rows_from(s.strip, done - row, dim);
+    dim == 64 ? merge_range(own, strip, row + rows - done, 64) : merge_range(own, strip, row + rows - done, dim);
   }
 }
 

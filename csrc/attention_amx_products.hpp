@@ -116,4 +116,49 @@ static inline void multiply(const Product& p) {
   for (int step = 0; step < p.steps; ++step) multiply_step(p, step);
 }
 
+// Scores of tiles first .. last - 1 where heads have 64 dimensions: a strip's queries are two left factors, which stay, and
+// while the sums of one pair of tiles are stored the next pair is multiplied into others. Where a pair reaches past either
+// end, what stands there is a neighbour's scores. Left factors are tiles 0 and 1, sums 2 to 5.
+static inline void multiply_scores_64(const uint16_t* query, const uint8_t* const* keys, int first, int last, float* scores) {
+  constexpr int64_t LEFT_ROW = 128, RIGHT_ROW = 4 * KEY_TILE, RIGHT_STEP = 2 * STEP * KEY_TILE, OUT_ROW = 4 * ATTEND_RANGE;
+  const auto tile_at = [&](int i) { return keys[i < first ? first : i < last ? i : last - 1]; };
+  _tile_loadd(0, query, LEFT_ROW);
+  _tile_loadd(1, query + STEP, LEFT_ROW);
+  for (int tile = first / 2 * 2; tile < last; tile += 4) {
+    const uint8_t *a = tile_at(tile), *b = tile_at(tile + 1);
+    float* out = scores + tile * KEY_TILE;
+    _tile_zero(2);
+    _tile_zero(3);
+    _tile_loadd(6, a, RIGHT_ROW);
+    _tile_loadd(7, b, RIGHT_ROW);
+    _tile_dpbf16ps(2, 0, 6);
+    _tile_dpbf16ps(3, 0, 7);
+    _tile_loadd(6, a + RIGHT_STEP, RIGHT_ROW);
+    _tile_loadd(7, b + RIGHT_STEP, RIGHT_ROW);
+    _tile_dpbf16ps(2, 1, 6);
+    _tile_dpbf16ps(3, 1, 7);
+    if (tile + 2 >= last) {
+      _tile_stored(2, out, OUT_ROW);
+      _tile_stored(3, out + KEY_TILE, OUT_ROW);
+      break;
+    }
+    a = tile_at(tile + 2);
+    b = tile_at(tile + 3);
+    _tile_zero(4);
+    _tile_zero(5);
+    _tile_loadd(6, a, RIGHT_ROW);
+    _tile_loadd(7, b, RIGHT_ROW);
+    _tile_dpbf16ps(4, 0, 6);
+    _tile_dpbf16ps(5, 0, 7);
+    _tile_stored(2, out, OUT_ROW);
+    _tile_stored(3, out + KEY_TILE, OUT_ROW);
+    _tile_loadd(6, a + RIGHT_STEP, RIGHT_ROW);
+    _tile_loadd(7, b + RIGHT_STEP, RIGHT_ROW);
+    _tile_dpbf16ps(4, 1, 6);
+    _tile_dpbf16ps(5, 1, 7);
+    _tile_stored(4, out + 2 * KEY_TILE, OUT_ROW);
+    _tile_stored(5, out + 3 * KEY_TILE, OUT_ROW);
+  }
+}
+
 }  // namespace puna::path_amx
