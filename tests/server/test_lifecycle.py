@@ -34,6 +34,14 @@ def own_server(patient_model: Path) -> Iterator[ServerProcess]:
     running.kill()
 
 
+@pytest.fixture(scope="module")
+def left_server(patient_model: Path) -> Iterator[ServerProcess]:
+    """For tests that only leave it."""
+    running = ServerProcess.start(str(patient_model), "--name", "tiny", "--backend", "reference")
+    yield running
+    running.kill()
+
+
 def test_the_ready_line_names_the_model_and_the_real_port(server: ServerProcess) -> None:
     (ready,) = (line for line in server.lines if line.startswith("Puna serves "))
     assert ready.startswith("Puna serves tiny at http://127.0.0.1:")
@@ -69,25 +77,27 @@ def test_with_a_key_only_those_who_know_it_come_in(tiny_model: Path) -> None:
         keyed.kill()
 
 
-def test_a_client_that_leaves_a_stream_frees_its_blocks(own_server: ServerProcess) -> None:
-    with httpx.stream("POST", f"{own_server.url}/v1/chat/completions", json={**LONG, "n": 4}, timeout=60) as response:
+def test_a_client_that_leaves_a_stream_frees_its_blocks(left_server: ServerProcess) -> None:
+    with httpx.stream("POST", f"{left_server.url}/v1/chat/completions", json={**LONG, "n": 4}, timeout=60) as response:
         lines = response.iter_lines()
         next(lines)
-        assert own_server.health()["engine"]["live_requests"] == 1
-    figures = own_server.wait_until_idle()
+        assert left_server.health()["engine"]["live_requests"] == 1
+    figures = left_server.wait_until_idle()
     assert figures["finished_abort"] == 4
     assert figures["finished_length"] == 0
 
 
-def test_a_client_that_leaves_before_a_whole_answer_frees_its_blocks(own_server: ServerProcess) -> None:
+def test_a_client_that_leaves_before_a_whole_answer_frees_its_blocks(left_server: ServerProcess) -> None:
+    before = left_server.wait_until_idle().get("finished_abort", 0)
     with pytest.raises(httpx.TimeoutException):
         httpx.post(
-            f"{own_server.url}/v1/completions",
+            f"{left_server.url}/v1/completions",
             json={"prompt": ["hi", "you"], "n": 8, "max_tokens": 16000, "ignore_eos": True},
             timeout=httpx.Timeout(60, read=0.3),
         )
-    figures = own_server.wait_until_idle()
-    assert figures["finished_abort"] > 0
+    figures = left_server.wait_until_idle()
+    assert figures["finished_abort"] > before
+    assert figures["finished_length"] == 0
 
 
 def test_many_clients_at_once_all_get_their_own_answer(server: ServerProcess) -> None:
