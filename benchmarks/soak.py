@@ -126,7 +126,7 @@ def judge(samples: list[dict[str, float]], tally: Tally, end: dict[str, float]) 
     return [
         verdict(
             "no request of a client that behaves fails, no garbage is a 5xx",
-            f"{len(tally.failures)}",
+            f"{tally.outcomes['failed']:,} failed",
             not tally.failures,
         ),
         verdict(

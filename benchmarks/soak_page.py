@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,9 @@ def page(result: dict[str, Any]) -> str:
         "",
         _memory(samples),
     ]
-    return "\n".join(lines).rstrip() + ("\n\n" + "\n".join(result["failures"]) if result["failures"] else "")
+    kinds = Counter(failure.rsplit(": ", 1)[-1] for failure in result["failures"])
+    said = [f"Of {count} failures that were kept: `{kind}`." for kind, count in kinds.most_common(5)]
+    return "\n".join([*lines, *([""] if said else []), *said]).rstrip()
 
 
 def _memory(samples: list[dict[str, float]]) -> str:

@@ -13,6 +13,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_S = 20.0
 STALL_S = 30.0
+KEEP_ALIVE_S = 75.0  # between two requests: longer than clients keep connections, or one is closed as it is used again
 
 
 class PatientProtocol(H11Protocol):
@@ -24,6 +25,7 @@ class PatientProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.timeout_keep_alive = KEEP_ALIVE_S  # type: ignore[assignment]
         self._head_timer = self.loop.call_later(HEAD_S, self._give_up)
 
     def data_received(self, data: bytes) -> None:
@@ -31,6 +33,12 @@ class PatientProtocol(H11Protocol):
         if self._is_answering:
             self._stop_head_timer()
         elif self._head_timer is None:
+            self._head_timer = self.loop.call_later(HEAD_S, self._give_up)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        begun_on_next = bool(self.conn.trailing_data[0])
+        if begun_on_next and not self._is_answering and self._head_timer is None:
             self._head_timer = self.loop.call_later(HEAD_S, self._give_up)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+import httpx
 import pytest
 import uvicorn
 from starlette.applications import Starlette
@@ -100,6 +101,23 @@ def test_a_second_head_that_does_not_come_ends_the_connection(monkeypatch: pytes
     async def talk(port: int) -> None:
         received = await said(port, b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n", b"", b"GET /slow HT")
         assert received.count(b"late") == 1
+
+    serving(talk)
+
+
+def test_an_idle_connection_is_closed_but_not_before_its_client_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a request may meet a connection that is just being closed, and its client an error."""
+    keeps_s = httpx.Limits().keepalive_expiry
+    assert keeps_s is not None
+    assert 2 * keeps_s < patience.KEEP_ALIVE_S
+    monkeypatch.setattr(patience, "KEEP_ALIVE_S", 0.2)
+
+    async def talk(port: int) -> None:
+        begun = asyncio.get_running_loop().time()
+        head = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n"
+        received = await said(port, head + b"{}")
+        assert received.startswith(b"HTTP/1.1 200 ")
+        assert asyncio.get_running_loop().time() - begun < keeps_s
 
     serving(talk)
 
