@@ -71,13 +71,12 @@ int Executor::add_weight(const std::string& type_name, const uint8_t* raw, size_
   if (matrix) {
     Matrix& m = weight->matrix;
     m.by_rows = integer && kernels_->bf16;
-    m.layout = packed_layout(type, integer, m.by_rows, kernels_ != &portable_kernels);
+    m.layout = packed_layout(type, integer, kernels_ != &portable_kernels);
     m.out_features = rows;
     m.in_features = width;
     m.panel_bytes = panel_bytes(m.layout, width);
     uint8_t* panels = panels_.allocate(m.packed_bytes());
     m.panels = panels;
-    if (m.layout == Layout::bf16 && type == FileType::f16) weight->raw = raw;  // packed rows are rounded
     pool_.run(m.panel_count(), 4, [&](int64_t first, int64_t last, int) {
       pack_panels(type, m.layout, m.by_rows, raw, rows, width, first, last, panels);
     });
@@ -119,6 +118,7 @@ void Executor::plan(OpList& list) {
   list.stages.clear();
   int rounded = -1;  // the buffer whose rounded rows lie in rounded_[slot]
   int slot = 0;
+  size_t rounding = 0;  // the stage that leaves them
   const auto rows_stage = [&]() -> Stage& {
     if (list.stages.empty() || list.stages.back().kind != Stage::rows || list.stages.back().rounded >= 0)
       list.stages.push_back({Stage::rows, {}});
@@ -141,6 +141,7 @@ void Executor::plan(OpList& list) {
         stage.ops.push_back(i);
         stage.rounded = rounded = static_cast<int>(op.ints[0]);
         stage.slot = slot = 1 - slot;
+        rounding = list.stages.size() - 1;
         continue;
       }
       rows_stage().ops.push_back(i);
@@ -156,11 +157,14 @@ void Executor::plan(OpList& list) {
       continue;
     }
     const int input = static_cast<int>(op.ints[0]), output = static_cast<int>(op.ints[1]);
-    if (weights_[static_cast<size_t>(op.ints[2])]->matrix.takes_rounded() && rounded != input) {
+    const Matrix& matrix = weights_[static_cast<size_t>(op.ints[2])]->matrix;
+    if (matrix.takes_rounded() && rounded != input) {
       Stage& stage = rows_stage();
       stage.rounded = rounded = input;
       stage.slot = slot;
+      rounding = list.stages.size() - 1;
     }
+    if (matrix.takes_rest()) list.stages[rounding].rest = true;
     bool together = !list.stages.empty() && list.stages.back().kind == Stage::linears;
     for (const int other : together ? list.stages.back().ops : std::vector<int>{}) {
       const Op& before = list.ops[static_cast<size_t>(other)];
@@ -296,7 +300,7 @@ void Executor::run_head(const StepView& view) {
     });
     const int64_t nanoseconds = nanoseconds_since(begun);
     sample_nanoseconds_ += nanoseconds;
-    if (profiling_) note(Stage{Stage::whole, {}, -1, false, 0, "sample"}, rows, nanoseconds);
+    if (profiling_) note(Stage{.kind = Stage::whole, .ops = {}, .name = "sample"}, rows, nanoseconds);
     for (int64_t i = 0; view.logits && i < rows; ++i)
       std::memcpy(view.logits + (first + i) * vocab, logits + i * stride(logits_), sizeof(float) * static_cast<size_t>(vocab));
     progress_->fetch_add(1, std::memory_order_relaxed);

@@ -57,6 +57,7 @@ struct Stage {
   enum Kind { rows, linears, gated, whole } kind;
   std::vector<int> ops;    // indices into the list of operators
   int rounded = -1;        // rows, gated: the buffer that is rounded at the end
+  bool rest = false;       // what rounding leaves is wanted, too
   bool logits = false;     // linears: they make the logits, of which the sampler wants the maxima of tiles
   int slot = 0;            // of rounded rows: where this stage leaves them or, of linears, finds them
   std::string name = {};   // for profiles

@@ -18,7 +18,8 @@ int64_t groups_of(int64_t width) { return (width + GROUP - 1) / GROUP; }
 
 // What one row of a group takes in memory: as it is, between the matrices, as a result, and rounded.
 int64_t scratch_row_bytes(int64_t in, int64_t width, int64_t out) {
-  return 4 * (in + 2 * width + out) + groups_of(std::max(in, width)) * static_cast<int64_t>(sizeof(RoundedGroup) + GROUP + 1);
+  constexpr int64_t ROUNDED = std::max<int64_t>(sizeof(RoundedGroup) + GROUP + 1, 2 * sizeof(uint16_t) * GROUP);
+  return 4 * (in + 2 * width + out) + groups_of(std::max(in, width)) * ROUNDED;
 }
 
 }  // namespace
@@ -106,7 +107,7 @@ void ExpertsStep::gather(const Block& block) {
   const int64_t in = block.gate().in_features;
   const auto row_of = [&](int64_t row) { return block.x + tokens_[static_cast<size_t>(row)] * in; };
   const bool gate_rounded = block.gate().takes_rounded(), up_rounded = block.up().takes_rounded();
-  if (gate_rounded || up_rounded) round(block, in, row_of);
+  if (gate_rounded || up_rounded) round(block, in, block.gate().takes_rest() || block.up().takes_rest(), row_of);
   if (gate_rounded && up_rounded) return;
   gathered_.reserve(static_cast<size_t>(block.rows() * in));
   block.pool.run(block.rows(), ROW_GRAIN, [&](int64_t first, int64_t last, int) {
@@ -116,13 +117,14 @@ void ExpertsStep::gather(const Block& block) {
 
 // Few rows in bf16 are arranged here, once for all threads: a group is small, and read by many.
 template <class RowOf>
-void ExpertsStep::round(const Block& block, int64_t width, RowOf row_of) {
+void ExpertsStep::round(const Block& block, int64_t width, bool rest, RowOf row_of) {
   const KernelTable& kernels = block.kernels;
   const int64_t groups = groups_of(width);
   const Group& last_group = groups_.back();
   const size_t count = static_cast<size_t>((last_group.padded + padded_rows(last_group.rows)) * groups);
   if (kernels.bf16) {
-    bf16_.reserve(count * GROUP);
+    bf16_.reserve((rest ? 2 : 1) * count * GROUP);
+    rest_ = rest ? bf16_.data() + count * GROUP : nullptr;
   } else {
     records_.reserve(count);
     fine_.reserve(count * GROUP);
@@ -137,21 +139,25 @@ void ExpertsStep::round(const Block& block, int64_t width, RowOf row_of) {
       const bool arranged = group.rows < kernels.arranged_rows;
       if (arranged) {
         Aligned<uint16_t>& own = own_[static_cast<size_t>(thread)].rounded;
-        own.reserve(static_cast<size_t>(16 * groups * GROUP));
-        rounded = {nullptr, nullptr, nullptr, own.data(), part.rows, 16};
+        own.reserve(static_cast<size_t>(2 * 16 * groups * GROUP));
+        rounded = {nullptr, nullptr, nullptr, own.data(), rest ? own.data() + 16 * groups * GROUP : nullptr, part.rows, 16};
         row = 0;
       }
       for (int64_t i = 0; i < part.rows; ++i)
         kernels.quantize(row_of(group.first + part.row + i), width, rounded, row + i);
-      if (arranged) kernels.arrange(rounded, groups, bf16_.data() + (group.padded + part.row) * groups * GROUP);
+      if (!arranged) continue;
+      QuantizedRows out = rounded_rows(group, groups);
+      out.bf16 += part.row * groups * GROUP;
+      if (rest) out.rest += part.row * groups * GROUP;
+      kernels.arrange(rounded, groups, out);
     }
   });
 }
 
 QuantizedRows ExpertsStep::rounded_rows(const Group& group, int64_t groups) const {
   const int64_t at = group.padded * groups, stride = padded_rows(group.rows);
-  if (bf16_.size()) return {nullptr, nullptr, nullptr, bf16_.data() + at * GROUP, group.rows, stride};
-  return {records_.data() + at, fine_.data() + at * GROUP, wide_.data() + at, nullptr, group.rows, stride};
+  if (bf16_.size()) return {nullptr, nullptr, nullptr, bf16_.data() + at * GROUP, rest_ ? rest_ + at * GROUP : nullptr, group.rows, stride};
+  return {records_.data() + at, fine_.data() + at * GROUP, wide_.data() + at, nullptr, nullptr, group.rows, stride};
 }
 
 // Items are panels, of block after block of a group's rows, of group after group: many experts with a row each in
@@ -212,7 +218,7 @@ void ExpertsStep::gate_and_up(const Block& block) {
 
 void ExpertsStep::down(const Block& block) {
   const int64_t width = block.down().in_features;
-  if (block.down().takes_rounded()) round(block, width, [&](int64_t row) { return gate_.data() + row * width; });
+  if (block.down().takes_rounded()) round(block, width, block.down().takes_rest(), [&](int64_t row) { return gate_.data() + row * width; });
   down_.reserve(static_cast<size_t>(block.rows() * block.down().out_features));
   run_panels(block, block.down().panel_count(), [&](const Group& group, const LinearPart& part) {
     multiply(block, group, block.args.matrices->down[static_cast<size_t>(group.expert)], part, gate_.data(), down_.data());

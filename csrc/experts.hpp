@@ -74,7 +74,7 @@ class ExpertsStep {
   void choose(const Block& block);
   void gather(const Block& block);
   template <class RowOf>
-  void round(const Block& block, int64_t width, RowOf row_of);
+  void round(const Block& block, int64_t width, bool rest, RowOf row_of);
   QuantizedRows rounded_rows(const Group& group, int64_t groups) const;
   template <class Body>
   void run_panels(const Block& block, int64_t panels, Body body);
@@ -99,6 +99,7 @@ class ExpertsStep {
   Aligned<int8_t> fine_;
   Aligned<uint8_t> wide_;
   Aligned<uint16_t> bf16_;
+  uint16_t* rest_ = nullptr;  // in bf16_, behind the rounded rows; null where no matrix takes it
   std::vector<Own> own_;
   int64_t bytes_read_ = 0;
 };

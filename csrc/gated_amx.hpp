@@ -32,8 +32,7 @@ static void few_gated(const GatedArgs& a, const LinearPart& part) {
     for (int64_t row = 0; row < a.gate.rows; ++row) {
       const float* g = sums.gate + row * PANEL;
       const float* u = sums.up + row * PANEL;
-      const __m512i rounded = bf16_of(factor(g, u, there), factor(g + 16, u + 16, there >> 16));
-      _mm512_store_si512(group_of(a.out, groups, row, panel), rounded);
+      keep_rounded(a.out, place_in_rows(a.out, groups, row, panel), factor(g, u, there), factor(g + 16, u + 16, there >> 16));
     }
   }
 }

@@ -24,6 +24,8 @@ struct Matrix {
   size_t packed_bytes() const { return panel_bytes * static_cast<size_t>(panel_count()); }
   // Whether its products take rows that were rounded before; others take float32 as it is.
   bool takes_rounded() const { return by_rows ? layout != Layout::float32 : layout > Layout::bf16; }
+  // Whether they take what rounding to bf16 leaves, too: f16 has more mantissa than that.
+  bool takes_rest() const { return by_rows && layout == Layout::f16; }
 };
 
 // Tokens are multiplied by tiles: a step's rows are cut into tiles of the sizes that a path likes best, of which the
@@ -67,6 +69,7 @@ struct QuantizedRows {
   int8_t* fine;   // [rows, groups * 32], of wide groups only
   uint8_t* wide;  // [groups, stride]
   uint16_t* bf16;  // on paths that multiply in bf16, instead of all these: [stride, groups * 32] (rounding_bf16.hpp)
+  uint16_t* rest;  // what is left of each value, as bf16 again, where a matrix takes_rest; else null
   int64_t rows;
   int64_t stride;  // padded_rows(rows)
 };
@@ -167,9 +170,9 @@ struct KernelTable {
   int64_t block_rows;
   void (*quantize)(const float* x, int64_t width, const QuantizedRows& out, int64_t row);
   // Of fewer than `arranged_rows` rounded rows in bf16 each thread makes an arrangement for itself before it multiplies
-  // them: [padded_rows, groups * 32] values.
+  // them: in `out`, arrays of the same sizes.
   int64_t arranged_rows;
-  void (*arrange)(const QuantizedRows& rows, int64_t groups, uint16_t* out);
+  void (*arrange)(const QuantizedRows& rows, int64_t groups, const QuantizedRows& out);
   void (*rms_norm)(const float* x, const float* weight, float* out, int64_t width, float eps);
   void (*layer_norm)(const float* x, const float* weight, const float* bias, float* out, int64_t width, float eps);
   void (*gate)(const float* gate, const float* up, float* out, int64_t width, int kind);  // up may be null

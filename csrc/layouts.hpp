@@ -24,7 +24,7 @@
 //   q8_0     bytes     scale          128     1088             q6_k     sixes     sub, 16             32      840
 //   iq4_nl   nibbles   scale          128     576              iq4_xs   nibbles   sub, 32             128     552
 //   grid     bytes     float          128     1280             float32  32 inputs of 32 rows                  4096
-//                                                              f16      likewise                              2048
+//                                                              f16      likewise, or 32 rows of 32 inputs     2048
 //                                                              bf16     likewise, or 32 rows of 32 inputs     2048
 //
 // Where the bits of a code lie stands in code_places.hpp: once for paths that multiply integers, once for those that

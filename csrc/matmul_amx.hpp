@@ -8,7 +8,9 @@
 //   few    sums [16 output rows][tokens]     = weights [16 rows][32 inputs]  x  tokens [16 pairs of inputs][tokens][2]
 //   many   sums [16 tokens][16 output rows]  = tokens [16][32 inputs]        x  weights [16 pairs of inputs][16 rows][2]
 //
-// A product of two tiles takes 16 cycles for 16,384 operations, its loads hide behind it.
+// A product of two tiles takes 16 cycles for 16,384 operations, its loads hide behind it. Weights of two parts (f16, exactly)
+// and tokens of two take three of them, in this order: the weights' first part by the tokens' rest, by the tokens, and
+// the weights' second part by the tokens. What is left out, rest by rest, is below 2^-16 of a term.
 #pragma once
 
 #include <algorithm>
@@ -22,9 +24,9 @@
 
 namespace puna::path_amx {
 
-constexpr int64_t RING = 8;          // decoded groups, of which LAG wait for their products
+constexpr int64_t RING = 8;          // parts of decoded groups; LAG groups wait for their products
 constexpr int64_t LAG = 2;
-constexpr int64_t AHEAD = 4096;      // bytes of weights fetched ahead
+constexpr int64_t AHEAD = 4096;      // bytes of weights fetched ahead, where decoding does not fetch them itself
 
 // Sixteen sums of a token, those of the output rows from `n` on.
 static inline void finish(const LinearArgs& a, int64_t n, int64_t token, __m512 sums) {
@@ -50,37 +52,54 @@ static inline Scratch& few_scratch() {
 // Sixteen rows from `row` on or, with TWO, up to 32.
 template <class Format, bool TWO>
 static void few(const LinearArgs& a, const LinearPart& part, int64_t row, Scratch& scratch) {
+  constexpr int64_t HELD = RING / Format::PARTS, BYTES = Format::PARTS * DECODED_BYTES;
   const int64_t groups = a.matrix->groups();
   const int64_t rows = std::min<int64_t>(a.rows - row, TWO ? 32 : 16);
   const int64_t first = tile_tokens(rows);
   const int64_t second = tile_tokens(rows - 16);
-  const uint16_t* x = a.quantized.bf16 + row * groups * GROUP;
-  const uint16_t* y = x + 16 * groups * GROUP;
   const Tiles tiles(TileShapes(first, second));
+  const auto load_tokens = [&](const uint16_t* tokens, int64_t g) {
+    const uint16_t* x = tokens + row * groups * GROUP;
+    _tile_loadd(6, x + g * GROUP * first, 4 * first);
+    if constexpr (TWO) _tile_loadd(7, x + 16 * groups * GROUP + g * GROUP * second, 4 * second);
+  };
+  const auto load_weights = [](const uint8_t* weights) {
+    _tile_loadd(4, weights, 64);
+    _tile_loadd(5, weights + TILE_BYTES, 64);
+  };
+  const auto multiply = [] {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(2, 5, 6);
+    if constexpr (TWO) {
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+  };
   for (int64_t panel = part.panel; panel < part.panel_end; ++panel) {
     const uint8_t* w = a.matrix->panels + static_cast<size_t>(panel) * a.matrix->panel_bytes;
-    const uint8_t* decoded[RING] = {};
+    const uint8_t* decoded[HELD] = {};
     zero_sums();
     for (int64_t step = 0; step < groups + LAG; ++step) {
       if (step < groups) {
         const int64_t g = group_at(a, step);
-        for (int64_t line = 0; line < Format::BYTES; line += 64)
+        for (int64_t line = 0; line < Format::BYTES && Format::PARTS == 1; line += 64)
           _mm_prefetch(reinterpret_cast<const char*>(w + g * Format::BYTES + AHEAD + line), _MM_HINT_T0);
-        decoded[step % RING] = Format::decode(w, g, scratch.ring + step % RING * DECODED_BYTES);
+        decoded[step % HELD] = Format::decode(w, g, scratch.ring + step % HELD * BYTES);
         written();
       }
       if (step < LAG) continue;
       const int64_t g = group_at(a, step - LAG);
-      const uint8_t* weights = decoded[(step - LAG) % RING];
-      _tile_loadd(4, weights, 64);
-      _tile_loadd(6, x + g * GROUP * first, 4 * first);
-      _tile_loadd(5, weights + TILE_BYTES, 64);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_dpbf16ps(2, 5, 6);
-      if constexpr (TWO) {
-        _tile_loadd(7, y + g * GROUP * second, 4 * second);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_dpbf16ps(3, 5, 7);
+      const uint8_t* weights = decoded[(step - LAG) % HELD];
+      load_weights(weights);
+      if constexpr (Format::PARTS == 2) {
+        load_tokens(a.quantized.rest, g);
+        multiply();
+      }
+      load_tokens(a.quantized.bf16, g);
+      multiply();
+      if constexpr (Format::PARTS == 2) {
+        load_weights(weights + DECODED_BYTES);
+        multiply();
       }
     }
     store_sums(scratch.sums);

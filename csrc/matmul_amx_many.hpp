@@ -20,11 +20,11 @@
 namespace puna::path_amx {
 
 constexpr int64_t BLOCK_ROWS = 256;  // rows that pass a decoded panel: they and what they become stay in the second cache
-constexpr int64_t CHUNK = 18;        // groups of a decoded panel: 36 KiB, which stay in the first cache
+constexpr int64_t CHUNK = 18;        // parts of decoded groups: 36 KiB, which stay in the first cache
 constexpr int64_t PASS = 32;         // tokens that are multiplied at a time
 
 struct ManyScratch {
-  alignas(64) uint8_t rows[2 * DECODED_BYTES];
+  alignas(64) uint8_t rows[4 * DECODED_BYTES];
   alignas(64) uint8_t chunk[CHUNK * DECODED_BYTES];
   alignas(64) float sums[2 * BLOCK_ROWS * PANEL];  // of all rows of a block, which may be nearly two blocks long
   alignas(64) float gates[2 * BLOCK_ROWS * PANEL];
@@ -47,34 +47,45 @@ static inline int64_t group_at(const LinearArgs& a, int64_t step) {
 template <class Format>
 static inline void decode_chunk(const LinearArgs& a, const uint8_t* w, int64_t step, int64_t count, ManyScratch& scratch) {
   for (int64_t k = 0; k < count; ++k) {
-    const uint8_t* rows = Format::decode(w, group_at(a, step + k), scratch.rows + k % 2 * DECODED_BYTES);
+    constexpr int64_t BYTES = Format::PARTS * DECODED_BYTES;
+    const uint8_t* rows = Format::decode(w, group_at(a, step + k), scratch.rows + k % 2 * BYTES);
     written();
-    for (int half = 0; half < 2; ++half) {
-      uint8_t* out = scratch.chunk + k * DECODED_BYTES + half * TILE_BYTES;
-      for_columns(rows + half * TILE_BYTES, 64, [&](int64_t pair, __m512i values) { _mm512_store_si512(out + 64 * pair, values); });
+    for (int64_t tile = 0; tile < BYTES; tile += TILE_BYTES) {
+      uint8_t* out = scratch.chunk + k * BYTES + tile;
+      for_columns(rows + tile, 64, [&](int64_t pair, __m512i values) { _mm512_store_si512(out + 64 * pair, values); });
     }
   }
   written();
 }
 
 // Sums of up to 32 tokens and a panel over a chunk, `meanwhile(k)` after each group. Tokens are only passing: they are
-// loaded past the first cache.
-template <class Meanwhile>
-static inline void multiply_chunk(const LinearArgs& a, const uint16_t* x, bool two, int64_t step, int64_t count,
+// loaded past the first cache. The order of parts is that of matmul_amx.hpp.
+template <int64_t PARTS, class Meanwhile>
+static inline void multiply_chunk(const LinearArgs& a, int64_t row, bool two, int64_t step, int64_t count,
                                   const ManyScratch& scratch, Meanwhile meanwhile) {
-  const uint16_t* y = x + 16 * a.matrix->groups() * GROUP;
-  for (int64_t k = 0; k < count; ++k) {
-    const int64_t at = group_at(a, step + k) * GROUP * 16;
-    const uint8_t* weights = scratch.chunk + k * DECODED_BYTES;
-    _tile_stream_loadd(4, x + at, 64);
+  const int64_t sixteen = 16 * a.matrix->groups() * GROUP;
+  const auto load_weights = [](const uint8_t* weights) {
     _tile_loadd(6, weights, 64);
     _tile_loadd(7, weights + TILE_BYTES, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    if (two) {
-      _tile_stream_loadd(5, y + at, 64);
+  };
+  for (int64_t k = 0; k < count; ++k) {
+    const int64_t at = row / 16 * sixteen + group_at(a, step + k) * GROUP * 16;
+    const uint8_t* weights = scratch.chunk + k * PARTS * DECODED_BYTES;
+    const auto multiply = [&](const uint16_t* tokens) {
+      if (tokens) _tile_stream_loadd(4, tokens + at, 64);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+      if (!two) return;
+      if (tokens) _tile_stream_loadd(5, tokens + at + sixteen, 64);
       _tile_dpbf16ps(2, 5, 6);
       _tile_dpbf16ps(3, 5, 7);
+    };
+    load_weights(weights);
+    if constexpr (PARTS == 2) multiply(a.quantized.rest);
+    multiply(a.quantized.bf16);
+    if constexpr (PARTS == 2) {
+      load_weights(weights + DECODED_BYTES);
+      multiply(nullptr);
     }
     meanwhile(k);
   }
@@ -89,7 +100,8 @@ static inline void pass_panel(const LinearArgs& a, int64_t panel, int64_t row, i
                               ManyScratch& scratch, Finish finish) {
   const uint8_t* w = a.matrix->panels + static_cast<size_t>(panel) * a.matrix->panel_bytes;
   const int64_t groups = a.matrix->groups();
-  const int64_t chunks = (groups + CHUNK - 1) / CHUNK;
+  constexpr int64_t LONGEST = CHUNK / Format::PARTS;
+  const int64_t chunks = (groups + LONGEST - 1) / LONGEST;
   const int64_t chunk = (groups + chunks - 1) / chunks;
   for (int64_t step = 0; step < groups; step += chunk) {
     const int64_t count = std::min(chunk, groups - step);
@@ -102,7 +114,7 @@ static inline void pass_panel(const LinearArgs& a, int64_t panel, int64_t row, i
       else load_sums(block);
       float* before = block - PASS * PANEL;
       const int64_t waiting = last && first > row ? PASS : 0;
-      multiply_chunk(a, a.quantized.bf16 + first * groups * GROUP, first + 16 < row_end, step, count, scratch, [&](int64_t k) {
+      multiply_chunk<Format::PARTS>(a, first, first + 16 < row_end, step, count, scratch, [&](int64_t k) {
         const int64_t end = std::min(waiting, (k + 1) * each);
         for (int64_t t = k * each; t < end; ++t) finish(first - PASS + t, sums_of(before, t));
       });
@@ -172,7 +184,7 @@ static void gate_panel(const GatedArgs& a, int64_t panel, const LinearPart& part
     if (a.up.bias) low = _mm512_add_ps(low, lanes.low_bias), high = _mm512_add_ps(high, lanes.high_bias);
     low = _mm512_maskz_mul_ps(lanes.low, _mm512_load_ps(factor), low);
     high = _mm512_maskz_mul_ps(lanes.high, _mm512_load_ps(factor + 256), high);
-    _mm512_store_si512(group_of(a.out, groups, row, panel), bf16_of(low, high));
+    keep_rounded(a.out, place_in_rows(a.out, groups, row, panel), low, high);
   });
 }
 

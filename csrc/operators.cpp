@@ -63,7 +63,7 @@ void Executor::run_experts(const Op& op, std::vector<Floats>& buffers, RowRange 
 void Executor::run_rows(const OpList& list, const Stage& stage, std::vector<Floats>& buffers, RowRange rows, const StepView& view) {
   const size_t input = static_cast<size_t>(std::max(stage.rounded, 0));
   QuantizedRows rounded{};
-  if (stage.rounded >= 0) rounded = rounded_[stage.slot].prepare(rows.count, widths_[input], kernels_->bf16);
+  if (stage.rounded >= 0) rounded = rounded_[stage.slot].prepare(rows.count, widths_[input], kernels_->bf16, stage.rest);
   pool_.run(rows.count, ROW_GRAIN, [&](int64_t first, int64_t last, int) {
     for (int64_t i = first; i < last; ++i) {
       const int64_t row = rows.first + i;
@@ -148,7 +148,8 @@ void Executor::run_gated(const OpList& list, const Stage& stage, std::vector<Flo
     (op.ints[1] == gate.ints[1] ? args.gate : args.up) = linear_args(op, buffers, rows);
   }
   args.kind = static_cast<int>(gate.ints[3]);
-  args.out = rounded_[stage.slot].prepare(rows.count, widths_[static_cast<size_t>(gate.ints[0])], kernels_->bf16);
+  const int64_t width = widths_[static_cast<size_t>(gate.ints[0])];
+  args.out = rounded_[stage.slot].prepare(rows.count, width, kernels_->bf16, stage.rest);
   run_panels(stage, args.gate.matrix->panel_count(), rows.count, [&](const LinearPart& part, int thread) {
     GatedArgs own = args;
     own.gate.quantized = own.up.quantized = rounded_[1 - stage.slot].for_thread(*kernels_, thread);

@@ -119,9 +119,11 @@ void unpack(const uint8_t* panel, int64_t groups, int lane, float* out) {
   }
 }
 
-// Two bytes of an input, by rows or input after input.
-int64_t half_place(int64_t k, int64_t lane, bool by_rows) {
-  return 2 * (by_rows ? PANEL * (k / GROUP * GROUP) + lane * GROUP + k % GROUP : k * PANEL + lane);
+// Two bytes of an input, by rows or input after input. Rows of f16 are the even and the odd inputs of a group.
+int64_t half_place(Layout layout, int64_t k, int64_t lane, bool by_rows) {
+  if (!by_rows) return 2 * (k * PANEL + lane);
+  const int64_t input = layout == Layout::f16 ? k % 2 * (GROUP / 2) + k % GROUP / 2 : k % GROUP;
+  return 2 * (PANEL * (k / GROUP * GROUP) + lane * GROUP + input);
 }
 
 void pack_floats(FileType type, Layout layout, bool by_rows, const uint8_t* row, int64_t width, int lane, uint8_t* panel) {
@@ -130,14 +132,14 @@ void pack_floats(FileType type, Layout layout, bool by_rows, const uint8_t* row,
   for (int64_t k = 0; k < width; ++k) {
     const float value = values[static_cast<size_t>(k)];
     if (layout == Layout::float32) std::memcpy(panel + sizeof(float) * static_cast<size_t>(k * PANEL + lane), &value, sizeof value);
-    else if (layout == Layout::f16) std::memcpy(panel + half_place(k, lane, by_rows), row + 2 * k, 2);
-    else write_u16(panel + half_place(k, lane, by_rows), float_to_bf16(value));
+    else if (layout == Layout::f16) std::memcpy(panel + half_place(layout, k, lane, by_rows), row + 2 * k, 2);
+    else write_u16(panel + half_place(layout, k, lane, by_rows), float_to_bf16(value));
   }
 }
 
 void unpack_floats(const Matrix& matrix, const uint8_t* panel, int lane, float* out) {
   for (int64_t k = 0; k < matrix.in_features; ++k) {
-    const uint8_t* half = panel + half_place(k, lane, matrix.by_rows);
+    const uint8_t* half = panel + half_place(matrix.layout, k, lane, matrix.by_rows);
     if (matrix.layout == Layout::float32)
       std::memcpy(out + k, panel + sizeof(float) * static_cast<size_t>(k * PANEL + lane), sizeof(float));
     else out[k] = matrix.layout == Layout::f16 ? half_to_float(read_u16(half)) : bf16_to_float(read_u16(half));
@@ -148,11 +150,11 @@ bool is_real(Layout layout) { return layout == Layout::float32 || layout == Layo
 
 }  // namespace
 
-Layout packed_layout(FileType type, bool integer, bool by_rows, bool halves) {
+Layout packed_layout(FileType type, bool integer, bool halves) {
   switch (type) {
     case FileType::f32: return Layout::float32;
     case FileType::bf16: return Layout::bf16;
-    case FileType::f16: return by_rows ? Layout::bf16 : halves ? Layout::f16 : Layout::float32;
+    case FileType::f16: return halves ? Layout::f16 : Layout::float32;
     default: return integer ? layout_of(type) : Layout::float32;
   }
 }

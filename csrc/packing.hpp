@@ -11,9 +11,9 @@
 
 namespace puna {
 
-// The layout a type is packed into: integers only where `integer`; f16 becomes bf16 where a path multiplies in that,
-// `by_rows`, and stays as it is where the path has an instruction that widens `halves`.
-Layout packed_layout(FileType type, bool integer, bool by_rows, bool halves);
+// The layout a type is packed into: integers only where `integer`; f16 stays as it is where the path has an instruction
+// that widens `halves`.
+Layout packed_layout(FileType type, bool integer, bool halves);
 
 size_t panel_bytes(Layout layout, int64_t in_features);
 

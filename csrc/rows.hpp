@@ -41,34 +41,35 @@ class RoundedRows {
  public:
   explicit RoundedRows(int threads) : own_(static_cast<size_t>(threads)) {}
 
-  // Makes room for `rows` rows of `width` values, and forgets those that were there.
-  const QuantizedRows& prepare(int64_t rows, int64_t width, bool bf16) {
+  // Makes room for `rows` rows of `width` values, in bf16 `rest` with what that leaves of them, and forgets those that
+  // were there.
+  const QuantizedRows& prepare(int64_t rows, int64_t width, bool bf16, bool rest) {
     const int64_t padded = padded_rows(rows);
     groups_ = (width + GROUP - 1) / GROUP;
     const size_t count = static_cast<size_t>(padded * groups_);
     ++version_;
     if (bf16) {
-      bf16_.reserve(count * GROUP);
-      return rows_ = {nullptr, nullptr, nullptr, bf16_.data(), rows, padded};
+      bf16_.reserve((rest ? 2 : 1) * count * GROUP);
+      return rows_ = {nullptr, nullptr, nullptr, bf16_.data(), rest ? bf16_.data() + count * GROUP : nullptr, rows, padded};
     }
     records_.reserve(count);
     fine_.reserve(count * GROUP);
     wide_.reserve(count);
-    return rows_ = {records_.data(), fine_.data(), wide_.data(), nullptr, rows, padded};
+    return rows_ = {records_.data(), fine_.data(), wide_.data(), nullptr, nullptr, rows, padded};
   }
 
   // The rows as a thread multiplies them.
   QuantizedRows for_thread(const KernelTable& kernels, int thread) {
     if (rows_.rows >= kernels.arranged_rows) return rows_;
     Own& own = own_[static_cast<size_t>(thread)];
-    if (own.version != version_) {
-      own.bf16.reserve(static_cast<size_t>(rows_.stride * groups_ * GROUP));
-      kernels.arrange(rows_, groups_, own.bf16.data());
-      own.version = version_;
-    }
-    QuantizedRows rows = rows_;
-    rows.bf16 = own.bf16.data();
-    return rows;
+    const size_t count = static_cast<size_t>(rows_.stride * groups_ * GROUP);
+    QuantizedRows arranged = rows_;
+    if (own.version != version_) own.bf16.reserve((rows_.rest ? 2 : 1) * count);
+    arranged.bf16 = own.bf16.data();
+    if (rows_.rest) arranged.rest = own.bf16.data() + count;
+    if (own.version != version_) kernels.arrange(rows_, groups_, arranged);
+    own.version = version_;
+    return arranged;
   }
 
  private:

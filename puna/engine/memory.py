@@ -140,7 +140,7 @@ def _experts_bytes(program: Program, tokens: int) -> int:
     for op in program.body:
         if isinstance(op, Experts):
             width, experts = max(program.buffers[op.src], op.width), program.buffers[op.router]
-            rounded = 81 * -(-width // 32)
+            rounded = 128 * -(-width // 32)  # two bf16 a value on tiles; integers take less
             row = 4 * (program.buffers[op.src] + 2 * op.width + program.buffers[op.out]) + rounded
             rows = tokens * op.used
             most = max(most, min(EXPERTS_BYTES, rows * row) + 15 * min(experts, rows) * rounded)

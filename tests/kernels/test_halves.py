@@ -1,7 +1,8 @@
 """Matrices of two bytes a weight stay so, and their products are to the bit those of the same numbers in float32.
 
 Widening f16 and bf16 is exact and sums go in the same order, so only memory tells the layouts apart. On the path with
-tiles the default rounds both factors to bf16 instead (tests/kernels/test_operators.py).
+tiles the default rounds both factors of BF16 matrices to bf16 instead (tests/kernels/test_operators.py), and multiplies
+F16 matrices as they are by inputs of sixteen bits.
 """
 
 from __future__ import annotations
@@ -9,14 +10,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from puna.kernels import program as ops
 from puna.kernels.batch import KVConfig
 from puna.kernels.cpu import NativeInterpreter, paths
 from puna.kernels.reference.dequantize import dequantize
 from puna.kernels.tensor import RawTensor
-from tests.kernels.steps import F32, around, raw, step
-from tests.kernels.test_operators import many, normal, seeds, tokens, widths
+from tests.kernels.steps import F32, around, difference, raw, step
+from tests.kernels.test_operators import TOLERANCE, many, normal, outputs, seeds, tokens, widths
 
 HALVES = ("F16", "BF16")
 
@@ -60,10 +62,35 @@ def test_a_product_of_halves_is_that_of_the_same_numbers_in_float32(
 
 @pytest.mark.parametrize("kind", HALVES)
 def test_every_half_comes_back_exactly(isa: str, kind: str) -> None:
-    """Subnormal f16 are normal in float32; subnormal bf16 are not, and are kept all the same."""
+    """Subnormal f16 are normal in float32; subnormal bf16 are not, and are kept all the same, but on tiles."""
     weight = any_halves(kind, 40, 96, seed=3)
-    found = product(weight, np.eye(96, dtype=np.float32), isa, "float32")
-    np.testing.assert_array_equal(found.T, dequantize(weight))
+    for compute in computes(isa) if kind == "BF16" else ("float32", "int8"):
+        for first, last in ((0, 96), (0, 5), (90, 96)):
+            found = product(weight, np.eye(96, dtype=np.float32)[first:last], isa, compute)
+            np.testing.assert_array_equal(found.T, dequantize(weight)[:, first:last])
+
+
+@many
+@given(seed=seeds, count=st.sampled_from([1, 7, 16, 33, 65, 90]), k=st.integers(64, 700), n=widths)
+def test_products_with_f16_keep_fourteen_bits_by_default(isa: str, seed: int, count: int, k: int, n: int) -> None:
+    weight = raw("w", normal(seed, n, k), "F16")
+    x = normal(seed + 1, count, k) * np.exp(normal(seed + 2, count, k))
+    wanted = x.astype(np.float64) @ dequantize(weight).astype(np.float64).T
+    assert np.abs(product(weight, x, isa, "int8") - wanted).max() <= 2.0**-14 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("first", ["Q8_0", "BF16", "F16"])
+@pytest.mark.parametrize("second", ["Q8_0", "F16"])
+def test_a_value_is_rounded_once_for_matrices_that_want_what_is_left_of_it_and_others(
+    isa: str, first: str, second: str
+) -> None:
+    weights = {"a": raw("a", normal(1, 64, 96), first), "b": raw("b", normal(2, 64, 96), second)}
+    for between in ([], [ops.Scale("y", 1.0)]):
+        body: list[ops.Op] = [ops.Linear("x", "y", "a"), *between, ops.Linear("x", "y", "b", None, True)]
+        for count in (3, 70):
+            case = around(body, {"x": normal(3, count, 96)}, weights, widths={"y": 64}, out="y")
+            found, wanted = outputs(case, isa, compute="int8")
+            assert difference(found, wanted) <= TOLERANCE
 
 
 @pytest.mark.parametrize("kind", HALVES)

@@ -64,10 +64,10 @@ class NativeInterpreter:
     """See `puna.kernels.batch.Interpreter`.
 
     `compute`: "int8" multiplies quantised matrices with activations rounded to int8 in groups of 32, or, on the path
-    "amx", every matrix that is not float32 in the file with both sides rounded to bf16; "float32" multiplies every
-    weight as the file means it, in float32. `isa`: one of `paths()`, or "auto". `threads`: 0 takes all that this
-    process may use. `cores`: no more of them get work than this; 0 is as many as this process may use. `pin`: gives
-    each worker a core of its own, where that is wise.
+    "amx", every matrix that is not float32 in the file with both sides rounded to bf16, but F16 with two bf16 on each
+    side; "float32" multiplies every weight as the file means it, in float32. `isa`: one of `paths()`, or "auto".
+    `threads`: 0 takes all that this process may use. `cores`: no more of them get work than this; 0 is as many as
+    this process may use. `pin`: gives each worker a core of its own, where that is wise.
     `progress`: uint64 array of one element, in shared memory say, that counts executed operators.
     `touched_ahead`: bytes of the pool behind the last block in use that a thread touches while the machine is idle, so
     that no step waits for the system's pages; 0 touches none.

@@ -28,7 +28,9 @@ I32 = npt.NDArray[np.int32]
 def _product(rounding: Rounding, type: str) -> Callable[[F32, F32, F32 | None], F32]:
     if rounding == "int8" and type not in PLAIN_TYPES:
         return operators.linear_rounded
-    if rounding == "bf16" and (type in ("F16", "BF16") or type not in PLAIN_TYPES):
+    if rounding == "bf16" and type == "F16":
+        return operators.linear_f16
+    if rounding == "bf16" and (type == "BF16" or type not in PLAIN_TYPES):
         return operators.linear_bf16
     return operators.linear
 
@@ -36,7 +38,8 @@ def _product(rounding: Rounding, type: str) -> Callable[[F32, F32, F32 | None], 
 class ReferenceInterpreter:
     """See `puna.kernels.batch.Interpreter`. `rounding` is what the native core does to factors of linears
     (`NativeInterpreter.rounding`): "int8" rounds the inputs of matrices that are quantised in the file, "bf16" both
-    factors, also of matrices in half precision, and of attention's factors where the cache is bf16."""
+    factors, also of BF16 matrices, to 8 bits of mantissa, inputs of F16 matrices to 16, and attention's factors where
+    the cache is bf16."""
 
     batch_invariant = False
 

@@ -77,6 +77,14 @@ def linear_bf16(x: F32, weight: F32, bias: F32 | None = None) -> F32:
     return linear(round_bf16(x), round_bf16(weight), bias)
 
 
+def linear_f16(x: F32, weight: F32, bias: F32 | None = None) -> F32:
+    """`linear` with weights of f16 as paths with tiles multiply them (csrc/matmul_amx.hpp): both factors as sums of two
+    bf16, of weights the upper bits and, exactly, the rest; the product of the two rests is left out."""
+    rounded = round_bf16(x)
+    top = (weight.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+    return linear(rounded + round_bf16(x - rounded), top, bias) + linear(rounded, weight - top)
+
+
 def rope(x: F32, positions: I32, heads: int, head_dim: int, inv_freq: F32, style: RopeStyle, scale: float) -> F32:
     """x: [T, heads * head_dim]; angles in float64 so that long positions keep their phase."""
     half = len(inv_freq)
