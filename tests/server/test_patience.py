@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import httpx
@@ -91,6 +92,26 @@ def test_a_head_that_does_not_come_ends_the_connection(
 
     async def talk(port: int) -> None:
         assert await said(port, *pieces) == b""
+
+    serving(talk)
+
+
+def test_time_in_which_the_server_stood_still_tries_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a laptop slept, or a busy machine let nobody run: who had connected has as long as before."""
+    monkeypatch.setattr(patience, "HEAD_S", 0.6)
+    monkeypatch.setattr(patience, "TICK_S", 0.1)
+
+    async def talk(port: int) -> None:
+        loop = asyncio.get_running_loop()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.sleep(0.05)
+        time.sleep(1.5)  # server and client are both in this loop
+        await asyncio.sleep(0.2)
+        assert not reader.at_eof()
+        since = loop.time()
+        assert await reader.read() == b""  # it is closed in the end
+        assert loop.time() - since < 5
+        writer.close()
 
     serving(talk)
 
