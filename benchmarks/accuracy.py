@@ -95,7 +95,7 @@ def llama_scores(command: list[str], window: int) -> tuple[I32, Scores]:
 def our_scores(model: LoadedModel, tokens: I32, **options: Any) -> Scores:
     """With the first token of each window as the model's own beginning, where it has one, as llama.cpp does."""
     window = tokens.shape[1]
-    kv_dtype = options.pop("kv_dtype", "") or settle_cache(EngineConfig(isa=options.get("isa", "auto"))).kv_dtype
+    kv_dtype = options.pop("kv_dtype", "") or settle_cache(EngineConfig(isa=options.get("isa", "auto")), model).kv_dtype
     interpreter = NativeInterpreter(model.program, model.weights, KVConfig(window // 16 + 2, 16, kv_dtype), **options)
     logprobs, best = [], []
     for ids in tokens.tolist():

@@ -85,9 +85,10 @@ def run_kernels(config: EngineConfig) -> KernelReport:
 
     check_threads(config.threads)
     path = settled_path(config.isa)
-    settled = settle_cache(_resolved(config))
+    resolved = _resolved(config)
     with loading(config.model):
-        model = load_model(resolve(settled.model))
+        model = load_model(resolve(resolved.model))
+    settled = settle_cache(resolved, model)
     watch = MachineWatch()
     with _progress("measuring", limit_steps() + len(kernel_names(model.program, settled))) as tick:
         limits = measure_limits(path, config.threads or available_threads(), tick)

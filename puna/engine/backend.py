@@ -19,6 +19,7 @@ from puna.engine.memory import MemoryPlan, format_bytes, plan_memory
 from puna.engine.sampling import Draws, SamplingTable
 from puna.errors import EngineError, InputError, MemoryBudgetError
 from puna.kernels.batch import U64, Interpreter, KVConfig, StepBatch, kv_bytes_per_block
+from puna.kernels.program import Linear
 from puna.models.load import LoadedModel, load_model
 from puna.models.names import resolve
 
@@ -51,8 +52,8 @@ def open_backend(config: EngineConfig, progress: U64 | None = None) -> Backend:
     Raises ModelNotFoundError, ModelFileError, InputError or MemoryBudgetError. `progress` is a writable array of one
     number, in which the native backend counts operators.
     """
-    config = settle_cache(config)
     model = load_model(resolve(config.model))
+    config = settle_cache(config, model)
     spec = model.spec
     memory = plan_memory(
         config, model.program, model.weights, spec.context_length, memory_limits(), longest_len=spec.longest_text
@@ -122,12 +123,15 @@ def path_for(config: EngineConfig, paths: Sequence[str]) -> str:
     return config.isa
 
 
-def settle_cache(config: EngineConfig) -> EngineConfig:
+def settle_cache(config: EngineConfig, model: LoadedModel | None = None) -> EngineConfig:
     """With the type that `kv_dtype` "auto" means: bf16 where attention multiplies it on tiles, otherwise f16, which
-    takes as much memory and keeps three bits more."""
+    takes as much memory and keeps three bits more; f16, too, where most of `model`'s matrices have those bits."""
     if config.kv_dtype != "auto":
         return config
     tiles = False
+    matrices = [op.weight for op in model.program.body if isinstance(op, Linear)] if model is not None else []
+    if model is not None and 2 * sum(model.weights[name].type == "F16" for name in matrices) > len(matrices):
+        return msgspec.structs.replace(config, kv_dtype="f16")
     if config.backend == "cpu" and config.compute != "float32":
         try:
             from puna.kernels.cpu import paths, settled_path

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from puna.engine.backend import path_for, settle_cache
+from puna.engine.backend import open_backend, path_for, settle_cache
 from puna.engine.config import EngineConfig
 from puna.kernels.cpu import paths
+from tests.tiny import write_tiny_llama
 
 TILES = ["amx", "avx512", "avx2", "portable"]
 
@@ -43,3 +45,17 @@ def test_the_cache_is_of_the_type_that_attention_is_quickest_with(options: dict[
     elsewhere = options.get("kv_dtype", "f16")
     wanted = on_tiles if paths()[0] == "amx" else elsewhere
     assert settle_cache(EngineConfig(model="smollm2", **options)).kv_dtype == wanted
+
+
+@pytest.mark.parametrize(
+    ("types", "wanted"), [({"": "F16"}, "f16"), ({"": "Q4_1", "attn_q": "F16"}, None), ({"": "BF16"}, None)]
+)
+def test_f16_weights_are_not_robbed_of_their_bits_by_the_cache(
+    tmp_path: Path, types: dict[str, str], wanted: str | None
+) -> None:
+    path = write_tiny_llama(tmp_path / "tiny.gguf", types=types)
+    usual = settle_cache(EngineConfig(model=str(path))).kv_dtype
+    backend = open_backend(EngineConfig(model=str(path), threads=1))
+    assert backend.memory.kv.dtype == (wanted or usual)
+    asked = settle_cache(EngineConfig(model=str(path), kv_dtype="bf16"), backend.model)
+    assert asked.kv_dtype == "bf16"  # what is asked for is taken
