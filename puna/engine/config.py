@@ -28,7 +28,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     pin: gives each of those threads a core of its own, where they are all that this process may use.
     kv_dtype, kv_bytes, swap_bytes, memory_share: type and size of the pool of keys and values, of the swap space beside
     it, and the share of free memory that a pool without a size may take. kv_dtype "auto" is the type that attention is
-    quickest with (`puna.engine.backend.settle_cache`).
+    quickest with, or f16 where the weights are (`puna.engine.backend.settle_cache`).
     budget_tokens: tokens a step may compute (None: measured, so that a step stays under a quarter of a second, also
     behind a long history, where chunks of a prompt get fewer).
     watermark: share of the pool that stays free when a waiting request is admitted beside running ones.
