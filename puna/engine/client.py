@@ -66,9 +66,11 @@ class EngineHealth:
 
 @dataclass(eq=False)
 class _Stream:
-    """A live request: what arrived for it, how many tokens in all, and which samples still run."""
+    """A live request: which samples still run, what arrived for it, and how many tokens in all. `said` counts the
+    messages that the engine was sent up to this request: what it tells of fewer is about an earlier one of its name."""
 
     running: set[int]
+    said: int
     arrived: asyncio.Queue[SampleUpdate | PunaError] = field(default_factory=asyncio.Queue)
     received: int = 0
 
@@ -97,6 +99,7 @@ class EngineClient:
         self._process = process
         self._streams: dict[str, _Stream] = {}
         self._roster: list[tuple[_Stream | None, str, int]] = []  # whose the tokens of a step's column are
+        self._said = 0  # messages sent to the engine since Start
         self._stats: EngineStats | None = None
         self._failure: EngineError | None = None
         self._closing = False
@@ -116,7 +119,8 @@ class EngineClient:
         client = cls(process)
         try:
             client._reader, client._writer = await asyncio.open_connection(sock=process.connection)
-            await client._send(Start(config))
+            client._writer.write(frame(Start(config)))
+            await client._drain()
             first = await client._receive()
             if isinstance(first, Failed):
                 raise as_error(first)
@@ -139,10 +143,12 @@ class EngineClient:
         if request.request_id in self._streams:
             raise InputError(f"request_id {request.request_id!r} is in use; give every request its own")
         message = frame(request)
-        stream = self._streams[request.request_id] = _Stream(set(range(request.params.n)) - set(request.done))
-        open_samples = set(stream.running)
+        self._said += 1
+        self._writer.write(message)
+        running = set(range(request.params.n)) - set(request.done)
+        stream = self._streams[request.request_id] = _Stream(set(running), self._said)
+        open_samples = running
         try:
-            self._writer.write(message)
             await self._drain()
             while open_samples:
                 update = await stream.arrived.get()
@@ -261,7 +267,7 @@ class EngineClient:
                         self._end_now()
                         return
                 case Refused():
-                    if (stream := self._streams.get(message.request_id)) is not None:
+                    if (stream := self._stream(message.request_id, message.heard)) is not None:
                         stream.running.clear()
                         stream.arrived.put_nowait(as_error(message))
                 case None:
@@ -278,14 +284,19 @@ class EngineClient:
             self._stats = message.stats
         self.brought_tokens |= bool(message.tokens or message.updates)
         if message.roster is not None:
-            self._roster = [(self._streams.get(request_id), request_id, i) for request_id, i in message.roster]
+            self._roster = [(self._stream(name, message.heard), name, i) for name, i in message.roster]
         owners = self._roster if message.tokens else []
         for (owner, request_id, i), token in zip(owners, message.tokens, strict=True):
             if owner is not None and token >= 0:
                 owner.put_token(request_id, i, token)
         for update in message.updates:
-            if (stream := self._streams.get(update.request_id)) is not None:
+            if (stream := self._stream(update.request_id, message.heard)) is not None:
                 stream.put(update)
+
+    def _stream(self, request_id: str, heard: int) -> _Stream | None:
+        """The live request that the engine means when it has acted on `heard` messages."""
+        stream = self._streams.get(request_id)
+        return stream if stream is not None and stream.said <= heard else None
 
     async def _watch(self) -> None:
         while True:
@@ -343,11 +354,8 @@ class EngineClient:
 
     def _write(self, message: ToEngine) -> None:
         if self._failure is None and not self._writer.is_closing():
+            self._said += 1
             self._writer.write(frame(message))
-
-    async def _send(self, message: ToEngine) -> None:
-        self._writer.write(frame(message))
-        await self._drain()
 
     async def _drain(self) -> None:
         """Waits while the engine is behind with reading. That it is gone is `_dispatch`'s to tell."""

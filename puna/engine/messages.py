@@ -94,8 +94,9 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):
-    """A request was turned away at the door."""
+    """A request was turned away at the door. `heard`: as in Stepped, the request itself included."""
 
+    heard: int
     request_id: str
     kind: ErrorKind
     message: str
@@ -106,8 +107,11 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
 class Stepped(msgspec.Struct, frozen=True, tag=True):
     """What one step brought for all requests. `tokens[i]` is for the sample that stands at place i of the roster, as
     (request id, index); below 0 it has none, or an update. `roster` is None while it is the one that was sent last.
-    `stats` come every STATS_S, when the engine has become idle, and after aborts."""
+    `stats` come every STATS_S, when the engine has become idle, and after aborts. `heard`: how many messages after
+    Start the engine had acted on before the step. A request that left and came back under its name is told by it from
+    the one that left, whose last tokens may still be under way."""
 
+    heard: int
     tokens: list[int]
     roster: tuple[tuple[str, int], ...] | None = None
     updates: list[SampleUpdate] = []

@@ -94,20 +94,21 @@ def _serve(engine: Engine, connection: socket.socket, inbox: queue.Queue[ToEngin
     gc.collect()
     gc.freeze()  # the model and the modules stay: no collection needs to walk over them
     outbox = _Outbox(engine, connection)
-    warned = False
+    warned, heard = False, 0
     while True:
         news = _drain(inbox, wait=not engine.has_work)
         for message in news:
             if isinstance(message, Stop):
                 engine.close()
                 return
-            _handle(engine, connection, message)
+            heard += 1
+            _handle(engine, connection, message, heard)
         brought = NOTHING
         if engine.has_work:
             _stamp(board)
             brought = engine.step()
             _stamp(board)
-        outbox.send(brought, stats_asked=bool(news))
+        outbox.send(brought, heard, stats_asked=bool(news))
         if engine.recording_failure is not None and not warned:
             warned = True
             print(f"puna engine: recording stopped: {engine.recording_failure}", file=sys.stderr)
@@ -122,8 +123,9 @@ class _Outbox:
         self._roster: Roster | None = None
         self._stats_sent_s = 0.0
 
-    def send(self, news: StepNews, *, stats_asked: bool) -> None:
-        """One message, or none where there is nothing to tell. `stats_asked`: with figures, however fresh the last."""
+    def send(self, news: StepNews, heard: int, *, stats_asked: bool) -> None:
+        """One message, or none where there is nothing to tell. `heard`: messages acted on before the step;
+        `stats_asked`: with figures, however fresh the last."""
         begun = time.perf_counter()
         stats = None
         if stats_asked or begun - self._stats_sent_s >= STATS_S or not self._engine.has_work:
@@ -134,7 +136,7 @@ class _Outbox:
         names = None
         if news.roster is not None and news.roster is not self._roster:
             self._roster, names = news.roster, news.roster.names
-        _send(self._connection, Stepped(tokens, names, news.updates, stats))
+        _send(self._connection, Stepped(heard, tokens, names, news.updates, stats))
         self._engine.counters.transport_s += time.perf_counter() - begun
 
 
@@ -146,7 +148,7 @@ def _drain(inbox: queue.Queue[T], *, wait: bool) -> list[T]:
     return news
 
 
-def _handle(engine: Engine, connection: socket.socket, message: ToEngine) -> None:
+def _handle(engine: Engine, connection: socket.socket, message: ToEngine, heard: int) -> None:
     match message:
         case EngineRequest():
             try:
@@ -154,7 +156,8 @@ def _handle(engine: Engine, connection: socket.socket, message: ToEngine) -> Non
             except PunaError as error:
                 retry = error.retry_after_s if isinstance(error, OverloadedError) else None
                 param = error.param if isinstance(error, InputError) else None
-                _send(connection, Refused(message.request_id, kind_of(error), str(error), param, retry))
+                refusal = Refused(heard, message.request_id, kind_of(error), str(error), param, retry)
+                _send(connection, refusal)
         case Abort():
             engine.abort(message.request_id, message.index)
 

@@ -317,7 +317,7 @@ def test_errors_keep_their_class_and_fields_on_the_wire(error: Exception) -> Non
     import msgspec
 
     retry, param = getattr(error, "retry_after_s", None), getattr(error, "param", None)
-    message = Refused("r", kind_of(error), str(error), param, retry)  # type: ignore[arg-type]
+    message = Refused(1, "r", kind_of(error), str(error), param, retry)  # type: ignore[arg-type]
     arrived = msgspec.msgpack.decode(frame(message)[4:], type=FromEngine)
     assert isinstance(arrived, Refused | Failed)
     again = as_error(arrived)

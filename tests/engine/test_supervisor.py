@@ -96,8 +96,18 @@ def assert_undisturbed(found: list[Samples], wanted: Samples) -> None:
 
 
 async def until_busy(supervisor: Supervisor, steps: int = 3) -> None:
-    """Until the present engine has run some steps with requests in it."""
+    """Until the present engine has run some steps with requests in it, or there are none left."""
     while supervisor.state != "running" or supervisor.health().steps < steps:
+        await asyncio.sleep(0.002)
+        if not supervisor.health().live_requests:
+            return
+
+
+async def kill(supervisor: Supervisor) -> None:
+    """Until the supervisor has seen it."""
+    restarts = supervisor.restarts
+    os.kill(supervisor.info.pid, signal.SIGKILL)
+    while supervisor.state == "running" and supervisor.restarts == restarts:
         await asyncio.sleep(0.002)
 
 
@@ -111,8 +121,7 @@ def test_killed_again_and_again_nobody_notices(config: EngineConfig) -> None:
             await until_busy(supervisor, 3 + 4 * number)
             if all(answer.done() for answer in answers):
                 break
-            os.kill(supervisor.info.pid, signal.SIGKILL)
-            await asyncio.sleep(0.05)
+            await kill(supervisor)
         assert_undisturbed(await asyncio.gather(*answers), wanted)
         assert supervisor.restarts >= 3
         assert supervisor.culprits == 0
@@ -189,30 +198,34 @@ def test_a_poisoned_request_fails_alone(config: EngineConfig, monkeypatch: pytes
 
 
 def test_a_reader_that_stands_still_holds_up_no_trial(config: EngineConfig) -> None:
-    requests = crowd(4)
+    requests = crowd(4, max_tokens=200)
     wanted = undisturbed(config, requests)
 
     async def scenario(supervisor: Supervisor) -> None:
-        async with aclosing(supervisor.generate(request("still", prompt(30, 9), max_tokens=90, ignore_eos=True))) as it:
+        still = request("still", prompt(30, 9), max_tokens=200, ignore_eos=True)
+        async with aclosing(supervisor.generate(still)) as it:
             first = await anext(it)
             assert first.token_ids
             answers = [asyncio.create_task(collect(supervisor, one)) for one in requests]
             for number in range(3):
                 await until_busy(supervisor, 3 + 4 * number)
-                os.kill(supervisor.info.pid, signal.SIGKILL)
-                await asyncio.sleep(0.05)
+                assert not all(answer.done() for answer in answers)
+                await kill(supervisor)
             assert_undisturbed(await asyncio.gather(*answers), wanted)
+            assert supervisor.restarts >= 3
             assert not [update async for update in it if update.finish_reason == "error"]
 
     supervised(config, scenario)
 
 
+@pytest.mark.parametrize("logprobs", [1, None])
 def test_who_does_not_read_leaves_the_engine_and_goes_on_when_it_does(
-    config: EngineConfig, monkeypatch: pytest.MonkeyPatch
+    config: EngineConfig, monkeypatch: pytest.MonkeyPatch, logprobs: int | None
 ) -> None:
     monkeypatch.setattr(module, "UNREAD_UPDATES", 16)
     monkeypatch.setattr(module, "_LOOK_S", 0.001)
-    slow = request("slow", prompt(30, 9), max_tokens=200, ignore_eos=True, temperature=1.0, n=2, seed=5)
+    wishes = {"max_tokens": 200, "ignore_eos": True, "temperature": 1.0, "n": 2, "seed": 5, "logprobs": logprobs}
+    slow = request("slow", prompt(30, 9), **wishes)
     wanted = undisturbed(config, [slow])
 
     async def scenario(supervisor: Supervisor) -> None:
@@ -288,14 +301,18 @@ def test_while_there_is_no_engine_requests_queue_up_to_the_limit_and_no_further(
 
 def test_who_was_admitted_is_not_refused_by_the_next_engine(make_config: Config) -> None:
     config = make_config(max_seqs=2, max_waiting_seqs=1)
-    requests = [request(f"r{i}", prompt(9, i), seed=i, max_tokens=60, ignore_eos=True) for i in range(3)]
+    requests = [request(f"r{i}", prompt(9, i), seed=i, max_tokens=240, ignore_eos=True) for i in range(3)]
     wanted = undisturbed(make_config(max_seqs=2), requests)
 
     async def scenario(supervisor: Supervisor) -> None:
         answers = []
         for one in requests:
             answers.append(asyncio.create_task(collect(supervisor, one)))
-            await until_busy(supervisor, supervisor.health().steps + 2)
+            while not (stats := supervisor.stats) or (stats.scheduler.running, stats.live_requests) != (
+                min(len(answers), 2),
+                len(answers),
+            ):
+                await asyncio.sleep(0.001)
         os.kill(supervisor.info.pid, signal.SIGKILL)
         assert_undisturbed(await asyncio.gather(*answers), wanted)
         assert supervisor.restarts == 1
