@@ -188,7 +188,7 @@ static void attend_cache(const AttendArgs& a) {
     const float* query = a.query + r / a.group * a.query_stride + r % a.group * dim;
     for (int d = 0; d < dim; d += LANES) store(s.query + static_cast<int64_t>(r) * dim + d, mul(load(query + d), set1(a.scale * LOG2_E)));
   }
-  if (!a.partials) begin_gathering(s.own, rows, dim);
+  if (!a.partials) take_up(a, s.own);
   for (int n = a.first_range; n < a.last_range; ++n) {
     Gathered range = s.range;
     if (a.partials) range = partial_at(a, n);
@@ -205,7 +205,7 @@ static void attend_cache(const AttendArgs& a) {
       attend_tiles<CACHE, CACHE>(a, tiles, least, most, s, range);
     if (!a.partials) merge_range(s.own, range, rows, dim);
   }
-  if (!a.partials) write_out(a, s.own);
+  if (!a.partials) leave(a, s.own);
 }
 
 // Enough to hide widening, few enough for a near cache.
@@ -220,40 +220,13 @@ static void attend(const AttendArgs& a) {
   }
 }
 
-// What each token has gathered, moved between the arrays of a tile of tokens and a record a token.
-static inline void take_up(const AttendArgs& a, const Gathered& own) {
-  const int dim = a.layout.head_dim, group = a.group;
-  const size_t floats = sizeof(float);
-  for (int t = 0; t < a.tokens; ++t) {
-    const float* record = a.before + t * attend_partial_floats(group, dim);
-    std::memcpy(own.sums + static_cast<int64_t>(t) * group * dim, record, floats * static_cast<size_t>(group * dim));
-    std::memcpy(own.totals + t * group * LANES, record + group * dim, floats * static_cast<size_t>(group * LANES));
-    std::memcpy(own.peaks + t * group, record + group * (dim + LANES), floats * static_cast<size_t>(group));
-  }
-}
-
-static inline void leave(const AttendArgs& a, const Gathered& own) {
-  const int dim = a.layout.head_dim, group = a.group;
-  const size_t floats = sizeof(float);
-  for (int t = 0; t < a.tokens; ++t) {
-    float* record = a.after + t * attend_partial_floats(group, dim);
-    std::memcpy(record, own.sums + static_cast<int64_t>(t) * group * dim, floats * static_cast<size_t>(group * dim));
-    std::memcpy(record + group * dim, own.totals + t * group * LANES, floats * static_cast<size_t>(group * LANES));
-    std::memcpy(record + group * (dim + LANES), own.peaks + t * group, floats * static_cast<size_t>(group));
-  }
-}
-
 static void attend_merge(const AttendArgs& a) {
   const int dim = a.layout.head_dim, rows = a.tokens * a.group;
   const AttendScratch s = cut_scratch(a.scratch, rows, dim);
-  begin_gathering(s.own, rows, dim);
-  if (a.before) take_up(a, s.own);
+  take_up(a, s.own);
   for (int n = a.first_range; n < a.last_range; ++n)
     merge_range(s.own, partial_at(a, n), rows, dim);
-  if (a.after)
-    leave(a, s.own);
-  else
-    write_out(a, s.own);
+  leave(a, s.own);
 }
 
 }  // namespace puna::PUNA_NS

@@ -171,10 +171,10 @@ void attend_on_tiles(const AttendArgs& a) {
   const Scratch s = cut_scratch(a.scratch, rows, dim);
   const FlushTiny flush;
   round_queries(a, s.query);
-  if (!a.partials) begin_gathering(s.own, rows, dim);
+  if (!a.partials) take_up(a, s.own);
   StripTiles shapes;
   for (int range = a.first_range; range < a.last_range; ++range) attend_range(a, range, 0, a.tokens, s, shapes);
-  if (!a.partials) write_out(a, s.own);
+  if (!a.partials) leave(a, s.own);
 }
 
 void merge_from_tiles(const AttendArgs& a) {

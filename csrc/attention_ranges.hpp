@@ -114,4 +114,30 @@ static inline void write_out(const AttendArgs& a, const Gathered& own) {
   }
 }
 
+// What each token has gathered, between the arrays of a tile of tokens and a record a token: taken up from `before`, or
+// begun; left in `after`, or divided into `out`.
+static inline void take_up(const AttendArgs& a, const Gathered& own) {
+  const int dim = a.layout.head_dim, group = a.group;
+  const size_t floats = sizeof(float);
+  begin_gathering(own, a.tokens * group, dim);
+  for (int t = 0; a.before && t < a.tokens; ++t) {
+    const float* record = a.before + t * attend_partial_floats(group, dim);
+    std::memcpy(own.sums + static_cast<int64_t>(t) * group * dim, record, floats * static_cast<size_t>(group * dim));
+    std::memcpy(own.totals + t * group * LANES, record + group * dim, floats * static_cast<size_t>(group * LANES));
+    std::memcpy(own.peaks + t * group, record + group * (dim + LANES), floats * static_cast<size_t>(group));
+  }
+}
+
+static inline void leave(const AttendArgs& a, const Gathered& own) {
+  if (!a.after) return write_out(a, own);
+  const int dim = a.layout.head_dim, group = a.group;
+  const size_t floats = sizeof(float);
+  for (int t = 0; t < a.tokens; ++t) {
+    float* record = a.after + t * attend_partial_floats(group, dim);
+    std::memcpy(record, own.sums + static_cast<int64_t>(t) * group * dim, floats * static_cast<size_t>(group * dim));
+    std::memcpy(record + group * dim, own.totals + t * group * LANES, floats * static_cast<size_t>(group * LANES));
+    std::memcpy(record + group * (dim + LANES), own.peaks + t * group, floats * static_cast<size_t>(group));
+  }
+}
+
 }  // namespace puna::PUNA_NS

@@ -7,14 +7,11 @@ namespace puna {
 
 namespace {
 
-constexpr int64_t PARTIAL_ROWS = 192;   // rows times ranges whose partial results a thread holds before it merges them
 constexpr int64_t ITEMS_A_THREAD = 6;  // that a long history is cut into, at most
 constexpr int64_t GRAINS_A_THREAD = 8;  // runs of items: a thread knows what it will read next within one
 constexpr int64_t TILE_COST = 64;      // what a tile costs beside its keys, in keys
 constexpr int64_t PARTIAL_FLOATS = 2 << 20;  // a thread, of what pieces of tiles leave to be merged: 8 MiB
 constexpr int64_t KEY_COST = 3;        // what a key costs beside its rows, in rows: it is read and converted
-
-int64_t ranges_at_once(int64_t rows) { return std::max<int64_t>(1, PARTIAL_ROWS / rows); }
 
 }  // namespace
 
@@ -133,12 +130,10 @@ void AttentionStep::count_pieces(const Plan& plan) {
     unfinished_[static_cast<size_t>(i)].store(plan.splits[static_cast<size_t>(i / plan.kv_heads)].pieces, std::memory_order_relaxed);
 }
 
-// What a thread needs at most: for the kernel, then for partial results, then for queries.
+// What a thread needs at most: for the kernel, then for queries.
 int64_t AttentionStep::scratch_floats(const Plan& plan) const {
   const int64_t kernel = attend_scratch_floats(plan.most_rows, plan.head_dim);
-  if (plan.shared.runs().empty()) return kernel;
-  const int64_t rows = std::max(PARTIAL_ROWS, plan.most_rows);
-  return kernel + rows * (plan.head_dim + 32) + plan.most_rows * plan.head_dim;
+  return plan.shared.runs().empty() ? kernel : kernel + plan.most_rows * plan.head_dim;
 }
 
 void AttentionStep::run(const KernelTable& kernels, ThreadPool& threads, const KVPool& pool, const AttendShape& shape,
@@ -189,7 +184,6 @@ void AttentionStep::run_item(const Layer& layer, int64_t i, const KeySpan& next,
   const Plan& plan = layer.plan;
   const Item& item = plan.items[static_cast<size_t>(i / plan.kv_heads)];
   const int64_t h = i % plan.kv_heads, dim = plan.head_dim, group = plan.group;
-  float* const partials = scratch + attend_scratch_floats(plan.most_rows, dim);
   AttendArgs args{};
   args.tokens = item.count;
   args.group = static_cast<int>(group);
@@ -208,7 +202,7 @@ void AttentionStep::run_item(const Layer& layer, int64_t i, const KeySpan& next,
     record = gathered_.data() + (h * places + item.place) * attend_partial_floats(group, dim);
   }
   if (item.token < 0) {
-    args.query = gather_queries(layer, item, h, partials + std::max(PARTIAL_ROWS, plan.most_rows) * (dim + 32));
+    args.query = gather_queries(layer, item, h, scratch + attend_scratch_floats(plan.most_rows, dim));
     args.query_stride = group * dim;
     args.position = item.last_range * ATTEND_RANGE - 1;  // from where all of it is seen
     const bool begun = (item.split < 0 ? item.first_range : plan.splits[static_cast<size_t>(item.split)].first_range) > 0;
@@ -223,10 +217,7 @@ void AttentionStep::run_item(const Layer& layer, int64_t i, const KeySpan& next,
     args.window = layer.shape.window;
     args.before = record;
   }
-  if (item.split < 0) {
-    if (record) return run_ranges(layer.kernels, args, partials, record);
-    return layer.kernels.attend(args);
-  }
+  if (item.split < 0) return layer.kernels.attend(args);
   const Split& split = plan.splits[static_cast<size_t>(item.split)];
   float* const pieces = partials_.data() + split.partials_at + h * split.partial_floats;
   args.partials = pieces + (item.first_range - split.first_range) * attend_partial_floats(item.count * group, dim);
@@ -236,25 +227,6 @@ void AttentionStep::run_item(const Layer& layer, int64_t i, const KeySpan& next,
   args.first_range = split.first_range;
   args.last_range = split.last_range;
   layer.kernels.attend_merge(args);
-}
-
-// Some ranges at a time, each time going on from what has been gathered so far, which stands in `record`.
-void AttentionStep::run_ranges(const KernelTable& kernels, AttendArgs& args, float* partials, float* record) const {
-  const int32_t end = args.last_range, step = static_cast<int32_t>(ranges_at_once(args.tokens * args.group));
-  const KeySpan next = args.next;
-  float* const after = args.after;
-  args.partials = partials;
-  for (int32_t first = args.first_range; first < end; first += step) {
-    args.first_range = first;
-    args.last_range = std::min(end, first + step);
-    const int begin = args.last_range * ATTEND_RANGE;
-    const int seen = std::min(args.position + args.tokens, begin + ATTEND_RANGE);
-    args.next = args.last_range == end ? next : KeySpan{args.table, args.head_pool, begin, seen};
-    args.after = args.last_range == end ? after : record;
-    kernels.attend(args);
-    kernels.attend_merge(args);
-    args.before = record;
-  }
 }
 
 }  // namespace puna

@@ -87,7 +87,6 @@ class AttentionStep {
   void count_pieces(const Plan& plan);
   KeySpan span_of(const Layer& layer, int64_t item) const;
   void run_item(const Layer& layer, int64_t item, const KeySpan& next, float* scratch);
-  void run_ranges(const KernelTable& kernels, AttendArgs& args, float* partials, float* record) const;
   const float* gather_queries(const Layer& layer, const Item& item, int64_t head, float* to) const;
   int64_t scratch_floats(const Plan& plan) const;
 

@@ -130,8 +130,8 @@ struct AttendArgs {
   int first_range;  // ranges first_range .. last_range - 1 of ATTEND_RANGE keys
   int last_range;
   KeySpan next;     // fetched towards the processor meanwhile; may be empty
-  float* partials;  // null: all ranges are treated here, into `out`; else attend_partial_floats for each range
-  // Of attend_merge only, and both attend_partial_floats of `group` rows for each token. What the tokens gathered from the
+  float* partials;  // null: all ranges are treated and merged here; else attend_partial_floats for each range
+  // Of who merges, and both attend_partial_floats of `group` rows for each token. What the tokens gathered from the
   // ranges before these, or null; where to leave what they have gathered with these, or null: it goes into `out`.
   const float* before;
   float* after;

@@ -12,15 +12,15 @@ namespace puna {
 namespace {
 
 #if defined(PUNA_X86)
-// Tiles are there, with bf16 in them and in vectors (and shifts across words), and Linux lets this process have their registers: it has to be
-// asked once, before any thread uses them.
+// Tiles are there, with bf16 in them and in vectors (and shifts across words, and tables of bytes), and Linux lets this
+// process have their registers: it has to be asked once, before any thread uses them.
 bool may_use_tiles() {
 #if defined(__linux__)
   constexpr int REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
-  constexpr unsigned AMX_BF16 = 1u << 22, AMX_TILE = 1u << 24, AVX512_BF16 = 1u << 5, VBMI2 = 1u << 6;
+  constexpr unsigned AMX_BF16 = 1u << 22, AMX_TILE = 1u << 24, AVX512_BF16 = 1u << 5, VBMI = 1u << 1, VBMI2 = 1u << 6;
   unsigned a = 0, b = 0, c = 0, d = 0;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (AMX_BF16 | AMX_TILE)) != (AMX_BF16 | AMX_TILE)) return false;
-  if (!(c & VBMI2)) return false;
+  if ((c & (VBMI | VBMI2)) != (VBMI | VBMI2)) return false;
   if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & AVX512_BF16)) return false;
   return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
 #else

@@ -24,6 +24,8 @@ from puna.models.load import LoadedModel, load_model
 from puna.models.names import resolve
 
 STEP_SECONDS = 0.2  # what a step of the default budget may take: under a quarter of a second, with some room
+PREFILL_BUDGETS = 2  # that a step may take where nobody waits for a next token
+BLOCK_TOKENS = 256  # that pass the weights together: a budget of several has whole ones
 THREADS_A_CORE = 4  # more than one are of no use; many more take minutes for a step
 MIN_BUDGET_TOKENS = 64
 MAX_BUDGET_TOKENS = 2048
@@ -35,13 +37,15 @@ TOUCHED_SHARE, MOST_TOUCHED_BYTES = 8, 1 << 30  # of the pool, ahead of its use:
 @dataclass(frozen=True)
 class Backend:
     """A model bound to an interpreter. `config` has its open fields settled. `history_tokens`: keys before a token that
-    cost as much as the rest of computing it, 0 where the budget was given and means tokens, whatever stands before."""
+    cost as much as the rest of computing it, 0 where the budget was given and means tokens, whatever stands before.
+    `prefill_tokens`: the budget of a step in which nobody waits for a next token."""
 
     config: EngineConfig
     model: LoadedModel
     interpreter: Interpreter
     memory: MemoryPlan
     history_tokens: int = 0
+    prefill_tokens: int = 0
 
 
 def open_backend(config: EngineConfig, progress: U64 | None = None) -> Backend:
@@ -63,8 +67,9 @@ def open_backend(config: EngineConfig, progress: U64 | None = None) -> Backend:
     model.file.release_pages()
     budget = config.budget_tokens or measure_budget(interpreter, memory.max_model_len)
     history_tokens = 0 if config.budget_tokens else measure_history(interpreter, memory.max_model_len, budget)
+    prefill_tokens = min(PREFILL_BUDGETS * budget, MAX_BUDGET_TOKENS) if config.budget_tokens is None else budget
     settled = msgspec.structs.replace(config, max_model_len=memory.max_model_len, budget_tokens=budget)
-    return Backend(settled, model, interpreter, memory, history_tokens)
+    return Backend(settled, model, interpreter, memory, history_tokens, prefill_tokens)
 
 
 def open_interpreter(config: EngineConfig, kv: KVConfig, model: Path) -> Interpreter:
@@ -154,7 +159,8 @@ def check_threads(threads: int) -> None:
 
 
 def measure_budget(interpreter: Interpreter, max_model_len: int) -> int:
-    """Tokens that this machine prefills in STEP_SECONDS, in steps of 16, within fixed bounds.
+    """Tokens that this machine prefills in STEP_SECONDS, within fixed bounds, in steps of 16; several BLOCK_TOKENS in
+    steps of those.
 
     Runs steps in blocks that belong to no one yet: call it before the first request.
     """
@@ -169,6 +175,8 @@ def measure_budget(interpreter: Interpreter, max_model_len: int) -> int:
         if seconds > 0.9 * expected:  # no cheaper a token: a neighbour may have slowed it
             seconds = min(seconds, _timed_step(interpreter, tokens))
     budget = int(tokens * STEP_SECONDS / max(seconds, 1e-6)) // 16 * 16
+    if budget >= 2 * BLOCK_TOKENS:
+        budget = (budget + BLOCK_TOKENS // 2) // BLOCK_TOKENS * BLOCK_TOKENS
     return max(MIN_BUDGET_TOKENS, min(MAX_BUDGET_TOKENS, budget))
 
 

@@ -25,6 +25,7 @@ def open_scheduler(backend: Backend) -> Scheduler:
             max_model_len=backend.memory.max_model_len,
             block_size=kv.block_size,
             budget_tokens=config.budget_tokens or 1,
+            prefill_tokens=backend.prefill_tokens,
             max_seqs=config.max_seqs,
             prefix_cache=config.prefix_cache,
             history_tokens=backend.history_tokens,

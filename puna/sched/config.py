@@ -17,6 +17,7 @@ class SchedulerConfig:
 
     max_model_len        longest sequence, prompt and output, that the model takes
     budget_tokens        tokens that one step may compute, over all sequences
+    prefill_tokens       the same for a step while no running sequence has begun its answer; 0: budget_tokens
     max_seqs             sequences that may run at once (seats)
     prefix_cache         keep full blocks findable by what they hold
     watermark_blocks     free blocks that an admission leaves untouched while others run
@@ -31,6 +32,7 @@ class SchedulerConfig:
     max_model_len: int
     block_size: int = 16
     budget_tokens: int = 2048
+    prefill_tokens: int = 0
     max_seqs: int = 128
     prefix_cache: bool = True
     watermark_blocks: int = 0
@@ -43,7 +45,14 @@ class SchedulerConfig:
     def __post_init__(self) -> None:
         lowest = {"num_blocks": 2, "max_model_len": 1, "block_size": 1, "budget_tokens": 1, "max_seqs": 1}
         lowest["max_waiting_seqs"] = 1
-        for name in ("watermark_blocks", "history_tokens", "long_prefill_tokens", "tier_blocks", "max_waiting_tokens"):
+        for name in (
+            "prefill_tokens",
+            "watermark_blocks",
+            "history_tokens",
+            "long_prefill_tokens",
+            "tier_blocks",
+            "max_waiting_tokens",
+        ):
             lowest[name] = 0
         for name, low in lowest.items():
             value = getattr(self, name)

@@ -16,7 +16,8 @@ LEAST_CHUNK = 16  # tokens of a prompt that a step always has room for: else dec
 
 
 class Draft:
-    """`cursor` is the position in the list of running sequences that is being served."""
+    """`cursor` is the position in the list of running sequences that is being served; `budget` is what is left of
+    `whole_budget`."""
 
     __slots__ = (
         "_copies",
@@ -29,10 +30,11 @@ class Draft:
         "out_of_memory",
         "preempted",
         "rows",
+        "whole_budget",
     )
 
     def __init__(self, budget: int, history_tokens: int = 0) -> None:
-        self.budget = budget
+        self.whole_budget = self.budget = budget
         self._history_tokens = history_tokens
         self._work = budget * history_tokens
         self.cursor = 0

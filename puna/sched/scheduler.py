@@ -107,7 +107,7 @@ class Scheduler:
         ):
             self._open_step = repeated
             return repeated
-        draft = Draft(self.config.budget_tokens, self.config.history_tokens)
+        draft = Draft(self._budget(), self.config.history_tokens)
         shed = self._shed(now) if self._waiting else ()
         if self._waiting and self._running:
             given_up = self.policy.reclaim(self._waiting, self._running)
@@ -120,7 +120,7 @@ class Scheduler:
             rows=tuple(draft.rows),
             moves=tuple(draft.moves),
             preempted=tuple(draft.preempted),
-            tokens=self.config.budget_tokens - draft.budget,
+            tokens=draft.whole_budget - draft.budget,
             shed=shed,
             impossible=tuple(draft.impossible),
         )
@@ -185,9 +185,16 @@ class Scheduler:
 
     # --- the two halves of a step ---
 
+    def _budget(self) -> int:
+        """Of the next step: that of prompts, unless somebody waits for the next token of an answer."""
+        prefill_tokens = self.config.prefill_tokens
+        if not prefill_tokens or any(sequence.output_len for sequence in self._running):
+            return self.config.budget_tokens
+        return prefill_tokens
+
     def _serve_running(self, draft: Draft, now: float) -> None:
         block_size, refs = self.config.block_size, self._tables.pool.refs
-        cap = self.config.long_prefill_tokens or self.config.budget_tokens
+        cap = self.config.long_prefill_tokens or draft.whole_budget
         running, add_row, chunk = self._running, draft.add_row, draft.chunk
         while draft.cursor < len(running) and draft.budget > 0:
             sequence = running[draft.cursor]
@@ -223,7 +230,7 @@ class Scheduler:
         return True
 
     def _serve_waiting(self, draft: Draft) -> None:
-        cap = self.config.long_prefill_tokens or self.config.budget_tokens
+        cap = self.config.long_prefill_tokens or draft.whole_budget
         admitted = []
         seats_kept = 0
         coming = self._tables.hashes_to_come(draft.rows)

@@ -43,6 +43,15 @@ def test_a_step_never_hands_out_more_than_its_budget() -> None:
     assert [bench.step().tokens for _ in range(4)] == [5, 5, 5, 5]
 
 
+def test_while_nobody_waits_for_a_next_token_a_step_has_the_budget_of_prompts() -> None:
+    bench = Bench(budget_tokens=5, prefill_tokens=12)
+    bench.add(list(range(30)))
+    assert [bench.step().tokens for _ in range(3)] == [12, 12, 6]
+    bench.add(list(range(50, 80)))
+    assert rows(bench.step()) == [(0, 30, 1, True), (1, 0, 4, False)]
+    assert bench.step().tokens == 5
+
+
 def test_a_cached_prefix_is_not_computed_again_but_the_last_token_is() -> None:
     bench = Bench()
     first = bench.add(list(range(12)))

@@ -56,6 +56,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         blocks=st.integers(2, 14),
         block_size=st.sampled_from([1, 2, 4]),
         budget=st.sampled_from([1, 3, 8, 64]),
+        prefill=st.sampled_from([0, 0, 5, 64]),
         max_seqs=st.sampled_from([1, 3, 8]),
         prefix_cache=st.booleans(),
         watermark=st.integers(0, 2),
@@ -69,6 +70,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         blocks: int,
         block_size: int,
         budget: int,
+        prefill: int,
         max_seqs: int,
         prefix_cache: bool,
         watermark: int,
@@ -82,6 +84,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             max_model_len=MAX_MODEL_LEN,
             block_size=block_size,
             budget_tokens=budget,
+            prefill_tokens=prefill,
             max_seqs=max_seqs,
             prefix_cache=prefix_cache,
             watermark_blocks=watermark,
@@ -238,6 +241,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def plan(self) -> ScheduledStep:
         before = [(row.sequence, row.start + 1) for row in self.last.rows] if self.last else []
         held = {s.sequence_id: len(s.blocks) for s in self.alive}
+        begun = any(s.output_len and s.status is Status.RUNNING for s in self.alive)
         step = self.last = self.scheduler.schedule(self.now)
         if step.repeats:
             assert [(row.sequence, row.start) for row in step.rows] == before
@@ -247,7 +251,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert [r for r, more in enumerate(grown) if more] == list(step.grown)
         self.alive = [s for s in self.alive if s not in step.shed]
         assert not step.impossible
-        assert step.tokens == sum(row.count for row in step.rows) <= self.config.budget_tokens
+        budget = self.config.budget_tokens if begun else self.config.prefill_tokens or self.config.budget_tokens
+        assert step.tokens == sum(row.count for row in step.rows) <= budget
         served = [row.sequence.sequence_id for row in step.rows]
         assert len(set(served)) == len(served) <= self.config.max_seqs
         assert not {s.sequence_id for s in step.preempted} & set(served)
