@@ -6,7 +6,9 @@ its prefix cache makes each turn of a conversation cheap.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -23,6 +25,7 @@ from puna.engine.prompts import Prompt, chat_template
 from puna.engine.request import make_request
 from puna.engine.truncation import fit_conversation, prompt_limit
 from puna.errors import EngineError, InputError, PunaError
+from puna.models.load import LoadedModel
 from puna.models.names import resolve
 
 
@@ -60,7 +63,8 @@ class LocalModel:
         with PullProgress() as progress:
             path = resolve(config.model, progress=progress)
         with loading(config.model):
-            return cls(Engine(msgspec.structs.replace(config, model=str(path))), default_max_tokens)
+            engine = Engine(msgspec.structs.replace(config, model=str(path)), on_file=_begin_tokenizer)
+        return cls(engine, default_max_tokens)
 
     def __enter__(self) -> LocalModel:
         return self
@@ -165,3 +169,13 @@ class LocalModel:
                     yield delta
         finally:
             self.forget(request_id)
+
+
+def _begin_tokenizer(model: LoadedModel) -> None:
+    """Builds it while the native core packs the weights, which takes as long. Who asks for it meets its error."""
+
+    def build() -> None:
+        with contextlib.suppress(PunaError):
+            _ = model.tokenizer
+
+    threading.Thread(target=build, name="tokenizer", daemon=True).start()

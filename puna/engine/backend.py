@@ -6,7 +6,7 @@ The only place in the engine that names backends. Knows models and memory plans;
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +30,7 @@ THREADS_A_CORE = 4  # more than one are of no use; many more take minutes for a 
 MIN_BUDGET_TOKENS = 64
 MAX_BUDGET_TOKENS = 2048
 MEASURED_HISTORY, LEAST_HISTORY = 4096, 1024  # keys before a step whose price is measured
-HISTORY_CHUNK = 16  # tokens of such a step
+CHUNK_TOKENS = 16  # of such a step, and of the first that is timed
 TOUCHED_SHARE, MOST_TOUCHED_BYTES = 8, 1 << 30  # of the pool, ahead of its use: an eighth, at most so many bytes
 
 
@@ -48,8 +48,11 @@ class Backend:
     prefill_tokens: int = 0
 
 
-def open_backend(config: EngineConfig, progress: U64 | None = None) -> Backend:
-    """Resolves and loads the model, plans memory, packs the weights, settles the budget.
+def open_backend(
+    config: EngineConfig, progress: U64 | None = None, on_file: Callable[[LoadedModel], None] | None = None
+) -> Backend:
+    """Resolves and loads the model, plans memory, packs the weights, settles the budget. `on_file` is called when the
+    file has been read: what else is made of it can be made while the native core packs.
 
     How long texts may get is known once memory is planned; rotary rules that depend on it are settled then.
 
@@ -57,6 +60,8 @@ def open_backend(config: EngineConfig, progress: U64 | None = None) -> Backend:
     number, in which the native backend counts operators.
     """
     model = load_model(resolve(config.model))
+    if on_file is not None:
+        on_file(model)
     config = settle_cache(config, model)
     spec = model.spec
     memory = plan_memory(
@@ -65,9 +70,12 @@ def open_backend(config: EngineConfig, progress: U64 | None = None) -> Backend:
     model = model.for_texts_of(memory.max_model_len)
     interpreter = build_interpreter(config, model, memory.kv, progress)
     model.file.release_pages()
-    budget = config.budget_tokens or measure_budget(interpreter, memory.max_model_len)
-    history_tokens = 0 if config.budget_tokens else measure_history(interpreter, memory.max_model_len, budget)
-    prefill_tokens = min(PREFILL_BUDGETS * budget, MAX_BUDGET_TOKENS) if config.budget_tokens is None else budget
+    if config.budget_tokens:
+        budget, history_tokens, prefill_tokens = config.budget_tokens, 0, config.budget_tokens
+    else:
+        budget, chunk_seconds = measure_budget(interpreter, memory.max_model_len)
+        history_tokens = measure_history(interpreter, memory.max_model_len, budget, chunk_seconds)
+        prefill_tokens = min(PREFILL_BUDGETS * budget, MAX_BUDGET_TOKENS)
     settled = msgspec.structs.replace(config, max_model_len=memory.max_model_len, budget_tokens=budget)
     return Backend(settled, model, interpreter, memory, history_tokens, prefill_tokens)
 
@@ -158,16 +166,16 @@ def check_threads(threads: int) -> None:
         )
 
 
-def measure_budget(interpreter: Interpreter, max_model_len: int) -> int:
+def measure_budget(interpreter: Interpreter, max_model_len: int) -> tuple[int, float]:
     """Tokens that this machine prefills in STEP_SECONDS, within fixed bounds, in steps of 16; several BLOCK_TOKENS in
-    steps of those.
+    steps of those. And the seconds of a step of CHUNK_TOKENS.
 
     Runs steps in blocks that belong to no one yet: call it before the first request.
     """
     room = min(max_model_len, (interpreter.kv.num_blocks - 1) * interpreter.kv.block_size)
-    tokens = min(16, room)
+    tokens = min(CHUNK_TOKENS, room)
     _timed_step(interpreter, tokens)  # first touch of the weights
-    seconds = _timed_step(interpreter, tokens)
+    seconds = chunk_seconds = _timed_step(interpreter, tokens)
     if tokens < room and seconds < STEP_SECONDS / 6:
         expected = seconds * min(64, room) / tokens
         tokens = min(64, room)  # a matrix product costs a token no less from here on
@@ -177,20 +185,18 @@ def measure_budget(interpreter: Interpreter, max_model_len: int) -> int:
     budget = int(tokens * STEP_SECONDS / max(seconds, 1e-6)) // 16 * 16
     if budget >= 2 * BLOCK_TOKENS:
         budget = (budget + BLOCK_TOKENS // 2) // BLOCK_TOKENS * BLOCK_TOKENS
-    return max(MIN_BUDGET_TOKENS, min(MAX_BUDGET_TOKENS, budget))
+    return max(MIN_BUDGET_TOKENS, min(MAX_BUDGET_TOKENS, budget)), chunk_seconds
 
 
-def measure_history(interpreter: Interpreter, max_model_len: int, budget: int) -> int:
+def measure_history(interpreter: Interpreter, max_model_len: int, budget: int, chunk_seconds: float) -> int:
     """Keys before a token that take as long as one token of a step of `budget` tokens in STEP_SECONDS does without any;
-    0 where texts are too short for it to matter. Runs steps as `measure_budget` does."""
+    0 where texts are too short for it to matter. Runs steps as `measure_budget` does, which told `chunk_seconds`."""
     room = min(max_model_len, (interpreter.kv.num_blocks - 1) * interpreter.kv.block_size)
-    keys = min(MEASURED_HISTORY, room - HISTORY_CHUNK)
+    keys = min(MEASURED_HISTORY, room - CHUNK_TOKENS)
     if keys < LEAST_HISTORY:
         return 0
-    alone, behind = (
-        min(_timed_step(interpreter, HISTORY_CHUNK, start) for _ in range(2)) for start in (0, keys)
-    )  # the lesser: a neighbour may have slowed one
-    seconds_a_key = max(1e-12, behind - alone) / (HISTORY_CHUNK * keys)
+    behind = min(_timed_step(interpreter, CHUNK_TOKENS, keys) for _ in range(2))  # a neighbour may have slowed one
+    seconds_a_key = max(1e-12, behind - chunk_seconds) / (CHUNK_TOKENS * keys)
     return max(1, int(STEP_SECONDS / budget / seconds_a_key))
 
 

@@ -25,6 +25,7 @@ from puna.engine.scheduling import open_scheduler
 from puna.engine.stats import EngineCounters, EngineStats
 from puna.errors import InputError
 from puna.kernels.batch import GREEDY_BELOW, I32, NO_TOKEN, U64, StepOutput
+from puna.models.load import LoadedModel
 from puna.sched.sequence import Sequence, Status
 from puna.sched.step import ScheduledStep
 
@@ -37,9 +38,10 @@ class Engine:
         config: EngineConfig,
         *,
         progress: U64 | None = None,
+        on_file: Callable[[LoadedModel], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.backend: Backend = open_backend(config, progress)
+        self.backend: Backend = open_backend(config, progress, on_file)
         self.config = config = self.backend.config
         self.max_model_len = self.backend.memory.max_model_len
         self.scheduler = open_scheduler(self.backend)
