@@ -24,6 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import msgspec
+from marked_page import fill
 from peer_bars import OURS, judge, table, verdicts
 from peer_engines import EngineFailedError, LlamaCpp, Worker, puna_worker, vllm_worker
 
@@ -49,7 +50,7 @@ def main() -> None:
     text = page(result)
     print(text)
     if options.page:
-        _fill(options.page, text)
+        fill(options.page, BEGIN, END, text)
     if options.plot:
         try:
             from roofline import draw
@@ -254,14 +255,6 @@ def _complete(target: Path) -> Iterator[Path]:
     partial = target.with_name(target.name + ".part")
     yield partial
     partial.rename(target)
-
-
-def _fill(file: Path, text: str) -> None:
-    before, _, rest = file.read_text().partition(BEGIN)
-    _, found, after = rest.partition(END)
-    if not found:
-        sys.exit(f"error: {file} has no lines {BEGIN} and {END}; the table goes between them")
-    file.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
 
 
 def peer_options(description: str, result: str, *, serving: bool = False) -> argparse.Namespace:

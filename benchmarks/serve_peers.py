@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import argparse
 
 import msgspec
+from marked_page import fill
 from peer_bars import OURS, SERVE_BARS, judge, table, verdicts
 from peer_engines import EngineFailedError, puna_worker
 from peer_servers import PeerServer, llama_server, processor_s, puna_server, vllm_server
@@ -48,7 +49,7 @@ def main() -> None:
     text = page(json.loads((options.source or target).read_text()))
     print(text)
     if options.page:
-        fill(options.page, text)
+        fill(options.page, BEGIN, END, text)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -196,14 +197,6 @@ def page(result: dict[str, Any]) -> str:
         *(f"Left out: {name}: {why}" for name, why in result["failures"].items()),
     ]
     return "\n".join(lines).rstrip()
-
-
-def fill(file: Path, text: str) -> None:
-    before, _, rest = file.read_text().partition(BEGIN)
-    _, found, after = rest.partition(END)
-    if not found:
-        sys.exit(f"error: {file} has no lines {BEGIN} and {END}; the table goes between them")
-    file.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
 
 
 if __name__ == "__main__":

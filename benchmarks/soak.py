@@ -22,9 +22,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import msgspec
+from marked_page import fill
 from soak_clients import MARKED, Clients, Tally, marked
 from soak_garbage import NO_ANSWER, Garbage
-from soak_page import fill, page, plot
+from soak_page import BEGIN, END, page, plot
 from soak_server import SoakServer
 
 from puna.bench.machine import MachineWatch
@@ -47,7 +48,7 @@ def main() -> int:
     if options.plot:
         plot(result, options.plot)
     if options.page:
-        fill(options.page, text)
+        fill(options.page, BEGIN, END, text)
     return 0 if all(each["kept"] for each in result["verdicts"]) else 1
 
 

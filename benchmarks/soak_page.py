@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -99,11 +98,3 @@ def plot(result: dict[str, Any], target: Path) -> None:
     queue.legend()
     figure.tight_layout()
     figure.savefig(target, metadata={"Date": None} if target.suffix == ".svg" else None, dpi=150)
-
-
-def fill(file: Path, text: str) -> None:
-    before, _, rest = file.read_text().partition(BEGIN)
-    _, found, after = rest.partition(END)
-    if not found:
-        sys.exit(f"error: {file} has no lines {BEGIN} and {END}; the table goes between them")
-    file.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")

@@ -17,6 +17,7 @@ from starlette.requests import Request
 
 from puna.server.errors import RequestError
 from puna.server.ignored import Ignored, ignored_by, unknown_names
+from puna.server.patience import waiting
 
 T = TypeVar("T")
 
@@ -51,13 +52,14 @@ async def read_body(request: Request, limit_bytes: int) -> bytes:
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit_bytes:
         raise _too_large(limit_bytes)
-    body = bytearray()
+    body, loop = bytearray(), asyncio.get_running_loop()
     try:
-        async with asyncio.timeout(BODY_S):
-            async for piece in request.stream():
-                body += piece
-                if len(body) > limit_bytes:
-                    raise _too_large(limit_bytes)
+        async with asyncio.timeout(None) as limit:
+            with waiting(loop, BODY_S, lambda: limit.reschedule(loop.time())):
+                async for piece in request.stream():
+                    body += piece
+                    if len(body) > limit_bytes:
+                        raise _too_large(limit_bytes)
     except TimeoutError:
         raise RequestError(
             f"the body did not arrive within {BODY_S} seconds; send it at once", status=408, code="request_timeout"

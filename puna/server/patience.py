@@ -2,14 +2,15 @@
 
 uvicorn waits for ever for the lines of a request that come one by one, and for a client to take what was written for
 it, so a few hundred idle sockets would use up file descriptors and memory. How long a body may take is `read_body`'s to
-say. Time in which this process itself stood still (a laptop asleep, a machine that is overrun) tries nobody's patience:
-clients may have stood still as well.
+say, by the same clock. Time in which this process itself stood still (a laptop asleep, a machine that is overrun) tries
+nobody's patience: clients may have stood still as well.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -40,6 +41,16 @@ class Wait:
             self._begin()
         else:
             self._then()
+
+
+@contextmanager
+def waiting(loop: asyncio.AbstractEventLoop, seconds: float, then: Callable[[], object]) -> Iterator[None]:
+    """A `Wait` for as long as the block runs."""
+    wait = Wait(loop, seconds, then)
+    try:
+        yield
+    finally:
+        wait.cancel()
 
 
 class PatientProtocol(H11Protocol):

@@ -51,6 +51,9 @@ async def flood(request: Request) -> Response:
 APP = Starlette(routes=[Route("/", echo, methods=["POST"]), Route("/slow", slow), Route("/flood", flood)])
 
 
+HEAD_OF_TEN = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 10\r\n\r\n"
+
+
 def serving(talk: Talk) -> None:
     """Runs `talk` with the port of a small server that uses the protocol."""
 
@@ -154,12 +157,28 @@ def test_an_answer_may_take_longer_than_a_head(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_body_that_does_not_come_is_a_408_and_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(body, "BODY_S", 0.2)
-    head = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 10\r\n\r\n"
 
     async def talk(port: int) -> None:
-        received = await said(port, head, b"1")
+        received = await said(port, HEAD_OF_TEN, b"1")
         assert received.startswith(b"HTTP/1.1 408 ")
         assert b"request_timeout" in received
+
+    serving(talk)
+
+
+def test_a_body_has_as_long_as_before_where_the_server_stood_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body, "BODY_S", 0.6)
+    monkeypatch.setattr(patience, "TICK_S", 0.1)
+
+    async def talk(port: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(HEAD_OF_TEN + b"12345")
+        await asyncio.sleep(0.05)
+        time.sleep(1.5)
+        await asyncio.sleep(0.2)
+        writer.write(b"67890")
+        assert (await reader.readline()).split()[1] == b"200"
+        writer.close()
 
     serving(talk)
 
