@@ -25,6 +25,8 @@ BESIDE = "Q4_1"  # the type that others are compared with
 # Types with panels of their own and where, in a block, the float16 factors lie.
 FACTORS_AT = {
     BESIDE: (0, 2),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
     "Q4_0": (0,),
     "Q4_K": (0, 2),
     "Q5_0": (0,),
