@@ -24,7 +24,7 @@ from puna.models.load import LoadedModel, load_model
 from puna.models.names import resolve
 
 STEP_SECONDS = 0.2  # what a step of the default budget may take: under a quarter of a second, with some room
-PREFILL_BUDGETS = 2  # that a step may take where nobody waits for a next token
+PREFILL_BUDGETS = 3  # that a step may take where nobody waits for a next token
 BLOCK_TOKENS = 256  # that pass the weights together: a budget of several has whole ones
 THREADS_A_CORE = 4  # more than one are of no use; many more take minutes for a step
 MIN_BUDGET_TOKENS = 64

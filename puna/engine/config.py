@@ -30,7 +30,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     it, and the share of free memory that a pool without a size may take. kv_dtype "auto" is the type that attention is
     quickest with, or f16 where the weights are (`puna.engine.backend.settle_cache`).
     budget_tokens: tokens a step may compute (None: measured, so that a step stays under a quarter of a second, also
-    behind a long history, where chunks of a prompt get fewer; twice as many while nobody waits for a next token).
+    behind a long history, where chunks of a prompt get fewer; up to three times as many while nobody waits for a next).
     watermark: share of the pool that stays free when a waiting request is admitted beside running ones.
     long_prefill_tokens: most prompt tokens of one request in a step (0: the budget).
     max_waiting_seqs, max_waiting_tokens: admission limits (0 tokens: none). record: write every step to this file.

@@ -12,6 +12,7 @@ from math import isqrt
 from puna.sched.sequence import Sequence
 from puna.sched.step import Move, ScheduledRow
 
+WHOLE_ROWS = 256  # tokens that pass the weights together: a step of whole ones is the quickest a token
 LEAST_CHUNK = 16  # tokens of a prompt that a step always has room for: else decodes could keep it from getting on
 
 
@@ -60,6 +61,8 @@ class Draft:
         most = (isqrt(doubled * doubled + 8 * max(0, self._work)) - doubled) // 2
         if most < LEAST_CHUNK:
             return 0 if any(row.count > 1 for row in self.rows) else min(wanted, LEAST_CHUNK)
+        if most >= 2 * WHOLE_ROWS:
+            return even_part(wanted, most)
         whole = (start + most) // block_size * block_size - start
         return min(wanted, whole if whole >= LEAST_CHUNK else most)
 
@@ -85,3 +88,10 @@ class Draft:
         move = self._copies.pop(sequence.sequence_id, None)
         if move is not None:
             self.moves = [other for other in self.moves if other is not move]
+
+
+def even_part(wanted: int, most: int) -> int:
+    """The first of as few equal parts as hold `wanted`, in whole WHOLE_ROWS. An eighth more than `most` will do."""
+    parts = -(-wanted * 8 // (most * 9))
+    part = -(-wanted // (parts * WHOLE_ROWS)) * WHOLE_ROWS
+    return min(wanted, part if 8 * part <= 9 * most else most // WHOLE_ROWS * WHOLE_ROWS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from puna.sched.draft import LEAST_CHUNK
+from puna.sched.draft import LEAST_CHUNK, even_part
 from puna.sched.step import ScheduledStep
 
 from .bench import Bench, rows
@@ -86,3 +86,15 @@ def test_every_prompt_ends(lengths: list[int], budget: int, history: int) -> Non
             break
     stats = bench.scheduler.stats()
     assert (stats.running, stats.waiting, stats.blocks_used) == (0, 0, 0)
+
+
+@given(st.integers(1, 20_000), st.integers(512, 4_000))
+def test_parts_are_whole_nearly_equal_and_no_larger_than_they_may_be(wanted: int, most: int) -> None:
+    parts = []
+    while wanted > 0:
+        parts.append(even_part(wanted, most))
+        wanted -= parts[-1]
+        assert 0 < parts[-1] <= most * 9 / 8
+        assert wanted >= 0
+    assert all(part % 256 == 0 for part in parts[:-1])
+    assert max(parts) - min(parts[:-1], default=parts[0]) <= 256
