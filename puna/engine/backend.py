@@ -22,10 +22,10 @@ from puna.kernels.batch import U64, Interpreter, KVConfig, StepBatch, kv_bytes_p
 from puna.kernels.program import Linear
 from puna.models.load import LoadedModel, load_model
 from puna.models.names import resolve
+from puna.sched.draft import WHOLE_ROWS
 
 STEP_SECONDS = 0.2  # what a step of the default budget may take: under a quarter of a second, with some room
 PREFILL_BUDGETS = 3  # that a step may take where nobody waits for a next token
-BLOCK_TOKENS = 256  # that pass the weights together: a budget of several has whole ones
 THREADS_A_CORE = 4  # more than one are of no use; many more take minutes for a step
 MIN_BUDGET_TOKENS = 64
 MAX_BUDGET_TOKENS = 2048
@@ -75,7 +75,8 @@ def open_backend(
     else:
         budget, chunk_seconds = measure_budget(interpreter, memory.max_model_len)
         history_tokens = measure_history(interpreter, memory.max_model_len, budget, chunk_seconds)
-        prefill_tokens = min(PREFILL_BUDGETS * budget, MAX_BUDGET_TOKENS)
+        is_slow = budget == MIN_BUDGET_TOKENS  # which takes longer than STEP_SECONDS already
+        prefill_tokens = budget if is_slow else min(PREFILL_BUDGETS * budget, MAX_BUDGET_TOKENS)
     settled = msgspec.structs.replace(config, max_model_len=memory.max_model_len, budget_tokens=budget)
     return Backend(settled, model, interpreter, memory, history_tokens, prefill_tokens)
 
@@ -167,7 +168,7 @@ def check_threads(threads: int) -> None:
 
 
 def measure_budget(interpreter: Interpreter, max_model_len: int) -> tuple[int, float]:
-    """Tokens that this machine prefills in STEP_SECONDS, within fixed bounds, in steps of 16; several BLOCK_TOKENS in
+    """Tokens that this machine prefills in STEP_SECONDS, within fixed bounds, in steps of 16; several WHOLE_ROWS in
     steps of those. And the seconds of a step of CHUNK_TOKENS.
 
     Runs steps in blocks that belong to no one yet: call it before the first request.
@@ -183,8 +184,8 @@ def measure_budget(interpreter: Interpreter, max_model_len: int) -> tuple[int, f
         if seconds > 0.9 * expected:  # no cheaper a token: a neighbour may have slowed it
             seconds = min(seconds, _timed_step(interpreter, tokens))
     budget = int(tokens * STEP_SECONDS / max(seconds, 1e-6)) // 16 * 16
-    if budget >= 2 * BLOCK_TOKENS:
-        budget = (budget + BLOCK_TOKENS // 2) // BLOCK_TOKENS * BLOCK_TOKENS
+    if budget >= 2 * WHOLE_ROWS:
+        budget = (budget + WHOLE_ROWS // 2) // WHOLE_ROWS * WHOLE_ROWS
     return max(MIN_BUDGET_TOKENS, min(MAX_BUDGET_TOKENS, budget)), chunk_seconds
 
 
