@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,7 +49,24 @@ class Tally:
     def fail(self, said: str) -> None:
         self.outcomes["failed"] += 1
         if len(self.failures) < 50:
-            self.failures.append(said[:500])
+            self.failures.append(said[:1000])
+
+
+class Trail:
+    """What happened to one request below HTTP, for the words about its failure: events, in seconds since."""
+
+    def __init__(self) -> None:
+        self._since, self._port, self._events = time.monotonic(), 0, list[str]()
+
+    async def add(self, name: str, info: dict[str, Any]) -> None:
+        if name.endswith((".complete", ".failed")):
+            self._events.append(f"{time.monotonic() - self._since:.2f} {name.split('.', 1)[1]}")
+        if name == "connection.connect_tcp.complete":
+            self._port = info["return_value"].get_extra_info("client_addr")[1]
+
+    def __str__(self) -> str:
+        how = f"from a new port {self._port}" if self._port else "on a connection used before"
+        return f"{how}, {time.monotonic() - self._since:.2f} s: {'; '.join(self._events[-8:])}"
 
 
 class WrongAnswerError(Exception):
@@ -149,10 +167,11 @@ class Clients:
 
     async def ask(self, client: httpx.AsyncClient, question: Question) -> None:
         """One request of a client that behaves, and what there is to say of its answer."""
+        trail = Trail()
         try:
-            texts = await self._answer(client, question)
+            texts = await self._answer(client, question, trail)
         except (httpx.HTTPError, WrongAnswerError) as error:
-            self.tally.fail(f"{question.path}, {json.dumps(question.body)[:150]}: {error!r}")
+            self.tally.fail(f"{question.path}, {json.dumps(question.body)[:150]}: {error!r}, {trail}")
             return
         if texts is None:
             self.tally.outcomes["at its limit (429)"] += 1
@@ -164,9 +183,10 @@ class Clients:
             if self.tally.wanted.setdefault(question.mark, texts[0]) != texts[0]:
                 self.tally.fail(f"marked {question.mark}: {texts[0]!r}, not {self.tally.wanted[question.mark]!r}")
 
-    async def _answer(self, client: httpx.AsyncClient, question: Question) -> list[str] | None:
+    async def _answer(self, client: httpx.AsyncClient, question: Question, trail: Trail) -> list[str] | None:
         """A text a choice; None where the tenant is at its limit."""
-        async with client.stream("POST", question.path, json=question.body) as response:
+        extensions = {"trace": trail.add}
+        async with client.stream("POST", question.path, json=question.body, extensions=extensions) as response:
             if response.status_code == 429 and "retry-after" in response.headers:
                 await response.aread()
                 return None

@@ -9,16 +9,18 @@ nobody's patience: clients may have stood still as well.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-HEAD_S = 20.0
+log = logging.getLogger("puna.server")
+
+HEAD_S = 20.0  # from its first byte
 STALL_S = 30.0
-KEEP_ALIVE_S = 75.0  # between two requests: longer than clients keep connections, or one is closed as it is used again
-
-
+KEEP_ALIVE_S = 75.0  # with no request: longer than clients keep connections, or one is closed as it is used again
 TICK_S = 1.0  # what standing still uses up of somebody's time, however long it lasts
 
 
@@ -54,40 +56,34 @@ def waiting(loop: asyncio.AbstractEventLoop, seconds: float, then: Callable[[], 
 
 
 class PatientProtocol(H11Protocol):
-    """Closes a connection whose request's head is not whole `HEAD_S` seconds after it could begin, and one that takes
-    nothing of what waits for it for `STALL_S` seconds."""
+    """Closes a connection whose request's head is not whole `HEAD_S` seconds after its first byte, one on which nothing
+    is asked for `KEEP_ALIVE_S` seconds, and one that takes nothing of what waits for it for `STALL_S` seconds."""
 
-    _head_timer: Wait | None = None
+    _request_timer: Wait | None = None
+    _is_in_head = False
     _stall_timer: Wait | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._head_timer = Wait(self.loop, HEAD_S, self._give_up)
+        self._await_request()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self._is_answering:
-            self._stop_head_timer()
-        elif self._head_timer is None:
-            self._head_timer = Wait(self.loop, HEAD_S, self._give_up)
+        self._await_request()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.timeout_keep_alive_task is not None:  # begun by uvicorn, with its own idea of time
-            self.timeout_keep_alive_task.cancel()
-            self.timeout_keep_alive_task = Wait(self.loop, KEEP_ALIVE_S, self.timeout_keep_alive_handler)  # type: ignore[assignment]
-        begun_on_next = bool(self.conn.trailing_data[0])
-        if begun_on_next and not self._is_answering and self._head_timer is None:
-            self._head_timer = Wait(self.loop, HEAD_S, self._give_up)
+        self._unset_keepalive_if_required()  # begun by uvicorn, with its own idea of time
+        self._await_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_head_timer()
+        self._stop_request_timer()
         self._stop_stall_timer()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._stall_timer = Wait(self.loop, STALL_S, self.transport.abort)
+        self._stall_timer = Wait(self.loop, STALL_S, self._drop)
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -97,15 +93,34 @@ class PatientProtocol(H11Protocol):
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
+    def _await_request(self) -> None:
+        """Begins the wait for the next request, or for the rest of its head; one that has begun goes on.
+
+        What is left of the body of a request that was refused before it came whole has the time of an idle connection.
+        """
+        if self._is_answering or self.transport.is_closing():
+            self._stop_request_timer()
+            return
+        is_in_head = self.conn.their_state is h11.IDLE and bool(self.conn.trailing_data[0])
+        if self._request_timer is None or is_in_head != self._is_in_head:
+            self._stop_request_timer()
+            self._is_in_head = is_in_head
+            self._request_timer = Wait(self.loop, HEAD_S if is_in_head else KEEP_ALIVE_S, self._give_up)
+
     def _give_up(self) -> None:
-        self._head_timer = None
+        self._request_timer = None
         if not self._is_answering:
+            log.debug("%s asked for nothing%s: closed", self.client, " whole" if self._is_in_head else "")
             self.transport.close()
 
-    def _stop_head_timer(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+    def _drop(self) -> None:
+        log.debug("%s takes nothing of its answer: closed", self.client)
+        self.transport.abort()
+
+    def _stop_request_timer(self) -> None:
+        if self._request_timer is not None:
+            self._request_timer.cancel()
+            self._request_timer = None
 
     def _stop_stall_timer(self) -> None:
         if self._stall_timer is not None:

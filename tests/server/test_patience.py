@@ -85,10 +85,10 @@ async def said(port: int, *pieces: bytes) -> bytes:
 
 @pytest.mark.parametrize(
     "pieces",
-    [(), (b"GET / HT",), (b"GET /slow HTTP/1.1\r\nhost: x\r\n", b"x-a: b\r\n", b"x-c: d\r\n")],
-    ids=["nothing", "half a line", "lines for ever"],
+    [(b"GET / HT",), (b"GET /slow HTTP/1.1\r\nhost: x\r\n", b"x-a: b\r\n", b"x-c: d\r\n")],
+    ids=["half a line", "lines for ever"],
 )
-def test_a_head_that_does_not_come_ends_the_connection(
+def test_a_head_that_does_not_come_whole_ends_the_connection(
     monkeypatch: pytest.MonkeyPatch, pieces: tuple[bytes, ...]
 ) -> None:
     monkeypatch.setattr(patience, "HEAD_S", 0.2)
@@ -99,9 +99,51 @@ def test_a_head_that_does_not_come_ends_the_connection(
     serving(talk)
 
 
+def test_a_connection_on_which_nothing_comes_is_idle_not_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients on a machine that is overrun may connect, and write long after."""
+    monkeypatch.setattr(patience, "HEAD_S", 0.1)
+
+    async def late(port: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.sleep(0.5)
+        writer.write(HEAD_OF_TEN + b"0123456789")
+        assert (await reader.readline()).split()[1] == b"200"
+        writer.close()
+
+    serving(late)
+    monkeypatch.setattr(patience, "KEEP_ALIVE_S", 0.2)
+
+    async def never(port: int) -> None:
+        assert await said(port) == b""
+
+    serving(never)
+
+
+def test_a_body_that_comes_behind_a_refusal_begins_no_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "HEAD_S", 0.1)
+
+    async def late(port: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(HEAD_OF_TEN.replace(b"POST /", b"POST /slow"))
+        assert (await reader.readline()).split()[1] == b"405"
+        writer.write(b"0123456789")
+        await asyncio.sleep(0.5)
+        writer.write(HEAD_OF_TEN + b"0123456789")
+        assert b"HTTP/1.1 200 " in await reader.readuntil(b"0123456789")
+        writer.close()
+
+    serving(late)
+    monkeypatch.setattr(patience, "KEEP_ALIVE_S", 0.2)
+
+    async def never(port: int) -> None:
+        assert (await said(port, HEAD_OF_TEN.replace(b"POST /", b"POST /slow"), b"0", b"1")).split()[1] == b"405"
+
+    serving(never)
+
+
 def test_time_in_which_the_server_stood_still_tries_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where a laptop slept, or a busy machine let nobody run: who had connected has as long as before."""
-    monkeypatch.setattr(patience, "HEAD_S", 0.6)
+    monkeypatch.setattr(patience, "KEEP_ALIVE_S", 0.6)
     monkeypatch.setattr(patience, "TICK_S", 0.1)
 
     async def talk(port: int) -> None:
