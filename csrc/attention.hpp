@@ -203,7 +203,7 @@ static void attend_cache(const AttendArgs& a) {
       attend_tiles<CacheType::f32, CACHE>(a, tiles, least, most, s, range);
     else
       attend_tiles<CACHE, CACHE>(a, tiles, least, most, s, range);
-    if (!a.partials) merge_range(s.own, range, rows, dim);
+    if (!a.partials) merge_range(s.own, range, rows, dim, dim);
   }
   if (!a.partials) leave(a, s.own);
 }
@@ -225,7 +225,7 @@ static void attend_merge(const AttendArgs& a) {
   const AttendScratch s = cut_scratch(a.scratch, rows, dim);
   take_up(a, s.own);
   for (int n = a.first_range; n < a.last_range; ++n)
-    merge_range(s.own, partial_at(a, n), rows, dim);
+    merge_range(s.own, partial_at(a, n), rows, dim, dim);
   leave(a, s.own);
 }
 

@@ -4,7 +4,7 @@
 // the promise that nobody's company changes a bit are attention.hpp's: the instruction adds 32 dimensions, or keys, in
 // the same order for one row and for sixteen, and keys that a row does not see have the weight 0. What lies in the cache
 // behind a sequence's end may be anything, and 0 times NaN is NaN: so values are copied, and unseen ones are 0 in the
-// copy. Where many rows see a whole range, tiles multiply for the strips before and after while one is weighed.
+// copy.
 #define PUNA_PATH 512
 #include "attention_amx.hpp"
 
@@ -20,10 +20,19 @@ using namespace path_amx;
 
 struct Scratch {
   uint16_t* query;    // [rows][head_dim], scaled
-  float* scores;      // [STRIP][ATTEND_RANGE], then weights
-  uint16_t* values;   // [ATTEND_RANGE / 2][head_dim][2]
+  float* scores;      // [STRIP][ATTEND_RANGE], then weights and, where there is room for them, sums
+  uint16_t* values;   // [ATTEND_RANGE / 2][head_dim][2], pairs of keys in the order of weights
   Gathered own;
   Gathered strip;
+};
+
+// What a row's weights, half as wide as scores, leave of their place: room for the sums of a strip that is merged at once.
+constexpr int ROOM_AT = ATTEND_RANGE / 2;
+
+// Where a strip leaves what it gathers of a range. Rows of sums are `sums_row` floats apart.
+struct StripSums {
+  Gathered to;
+  int64_t sums_row;
 };
 
 Scratch cut_scratch(float* at, int rows, int dim) {
@@ -69,7 +78,8 @@ bool copy_values(const RangeTiles& tiles, const CacheLayout& layout, Seen seen, 
   __mmask32 odd = 0;
   const int last = (seen.high + STEP - 1) / STEP * STEP;
   for (int key = seen.low / STEP * STEP; key < last; key += 2) {
-    uint8_t* to = reinterpret_cast<uint8_t*>(copy) + static_cast<size_t>(key / 2) * pair_bytes;
+    const size_t place = static_cast<size_t>(key / STEP * (STEP / 2) + PAIR_PLACES.of[key / 2 % (STEP / 2)]);
+    uint8_t* to = reinterpret_cast<uint8_t*>(copy) + place * pair_bytes;
     const bool first_seen = key >= seen.low && key < seen.high, second_seen = key + 1 >= seen.low && key + 1 < seen.high;
     if (!first_seen && !second_seen) {
       std::memset(to, 0, pair_bytes);
@@ -105,13 +115,14 @@ void multiply_scores(const uint16_t* query, const uint8_t* const* keys, int firs
 }
 
 // Rows row .. row + rows - 1 and one range, whose values are copied.
-void attend_strip(const AttendArgs& a, int start, const RangeTiles& tiles, int row, int rows, const Scratch& s, const Gathered& to) {
+void attend_strip(const AttendArgs& a, int start, const RangeTiles& tiles, int row, int rows, const Scratch& s, const StripSums& sums) {
   const int dim = a.layout.head_dim;
+  const Gathered& to = sums.to;
   const Seen seen = seen_by_all(a, start, row / a.group, (row + rows - 1) / a.group);
   if (seen.none()) {
     for (int r = 0; r < rows; ++r) to.peaks[r] = -__builtin_inff();
     std::memset(to.totals, 0, sizeof(float) * static_cast<size_t>(rows * LANES));
-    std::memset(to.sums, 0, sizeof(float) * static_cast<size_t>(rows * dim));
+    for (int r = 0; r < rows; ++r) std::memset(to.sums + r * sums.sums_row, 0, sizeof(float) * static_cast<size_t>(dim));
     return;
   }
   multiply_scores(s.query + static_cast<int64_t>(row) * dim, tiles.keys, seen.low / KEY_TILE,
@@ -127,7 +138,7 @@ void attend_strip(const AttendArgs& a, int start, const RangeTiles& tiles, int r
   }
   written();
   for (int d = 0; d < dim; d += BESIDE * 16)
-    multiply(value_product(s.scores, s.values, d, dim, first_step, last_step, to.sums, to.totals));
+    multiply(value_product(s.scores, s.values, d, dim, first_step, last_step, to.sums, sums.sums_row, to.totals));
   written();
 }
 
@@ -155,12 +166,18 @@ void attend_range(const AttendArgs& a, int range, int first_token, int last_toke
   for (int done = begin; done < end; done += rows) {
     const int row = done < end - rows ? done : end - rows;  // the last strip repeats some rows of the one before
     if (a.partials) {
-      attend_strip(a, start, tiles, row, rows, s, rows_from(partial_at(a, range), row, dim));
+      attend_strip(a, start, tiles, row, rows, s, {rows_from(partial_at(a, range), row, dim), dim});
       continue;
     }
-    attend_strip(a, start, tiles, row, rows, s, s.strip);
-    const Gathered own = rows_from(s.own, done, dim), strip = rows_from(s.strip, done - row, dim);
-    dim == 64 ? merge_range(own, strip, row + rows - done, 64) : merge_range(own, strip, row + rows - done, dim);
+    StripSums sums{s.strip, dim};
+    if (dim <= ATTEND_RANGE - ROOM_AT) sums = {{s.scores + ROOM_AT, s.strip.totals, s.strip.peaks}, ATTEND_RANGE};
+    attend_strip(a, start, tiles, row, rows, s, sums);
+    const int repeated = done - row, count = rows - repeated;
+    const Gathered own = rows_from(s.own, done, dim);
+    Gathered strip = rows_from(sums.to, repeated, 0);
+    strip.sums += repeated * sums.sums_row;
+    if (dim == 64) merge_range(own, strip, count, 64, ATTEND_RANGE);
+    else merge_range(own, strip, count, dim, sums.sums_row);
   }
 }
 

@@ -3,7 +3,8 @@
 //   scores [rows][16 keys]        =  queries [rows][32 dimensions]  x  keys   [16 pairs of dimensions][16 keys][2]
 //   sums   [rows][16 dimensions]  =  weights [rows][32 keys]        x  values [16 pairs of keys][16 dimensions][2]
 //
-// Up to four tiles of sums beside each other share a left factor, and a fifth adds up the weights themselves. 32
+// Pairs of keys lie in the order in which their weights do (attention_amx_weights.hpp). Up to four tiles of sums beside each
+// other share a left factor, and a fifth adds up the weights themselves. 32
 // dimensions, or keys, are a step; sums take steps in order. Steps may be spread over other work: tiles multiply while
 // vectors compute, if both come in portions that fit into the processor's window of some hundred instructions.
 #pragma once
@@ -68,12 +69,13 @@ static inline Product score_product(const uint16_t* query, const uint8_t* const*
   return p;
 }
 
-// Sums of up to 64 dimensions from `d` on, over keys of steps first_step .. last_step - 1.
+// Sums of up to 64 dimensions from `d` on, over keys of steps first_step .. last_step - 1. Rows of sums are `sums_row` floats
+// apart.
 static inline Product value_product(const float* weights, const uint16_t* values, int d, int dim, int first_step, int last_step,
-                                    float* sums, float* totals) {
+                                    float* sums, int64_t sums_row, float* totals) {
   const int beside = dim - d < BESIDE * 16 ? (dim - d) / 16 : BESIDE;
   Product p{reinterpret_cast<const uint16_t*>(weights) + first_step * STEP, 2 * WEIGHT_ROW, {}, 4 * dim, 2 * STEP * dim,
-            last_step - first_step, beside, sums + d, 4 * dim, d == 0 ? totals : nullptr};
+            last_step - first_step, beside, sums + d, 4 * sums_row, d == 0 ? totals : nullptr};
   for (int i = 0; i < beside; ++i)
     p.right[i] = reinterpret_cast<const uint8_t*>(values + static_cast<int64_t>(first_step) * STEP * dim + 2 * d + 32 * i);
   return p;

@@ -5,7 +5,7 @@
 //
 // A weight has seven bits, so its exponent may have as few: a score's distance from the peak is rounded to 128ths, of which
 // the lowest seven bits choose a mantissa and the others count down the exponent. A weight is within 0.8 % of the exact
-// one; both sums, of weights and of weighted values, are made of the same. Thirteen operations on 32 scores.
+// one; both sums, of weights and of weighted values, are made of the same. Ten operations on 32 scores.
 #pragma once
 
 #include "attention_amx_products.hpp"
@@ -36,7 +36,8 @@ struct Seen {
 };
 
 // For u = 128 n + f, 0 <= f < 128, the bits of 2^-(u / 128) as bf16 are 0x3f00 - u + RISE[f / 2]: the mantissa of
-// 2^(1 - f / 128), in 128ths above 1, and f. It changes so little from one f to the next that one number serves two.
+// 2^(1 - f / 128), in 128ths above 1, and f. It changes so little from one f to the next that one number serves two. Where
+// u takes more than there is, the weight is nothing.
 constexpr int FINENESS = 128;
 struct alignas(64) WeightRise {
   uint8_t of[64] = {};
@@ -52,20 +53,28 @@ struct alignas(64) WeightRise {
 };
 constexpr WeightRise RISE;
 constexpr uint16_t WEIGHT_ONE_HALF = 0x3f00;
-constexpr uint16_t WEIGHTLESS = 127 * FINENESS;  // what is further from the peak weighs nothing
 
-// Scores, of keys that are not seen -inf, become weights; never above 1.
+// Scores, of keys that are not seen -inf, become weights; never above 1. They leave in the order of PAIR_PLACES.
 static inline void weigh_step(__m512 low, __m512 high, __m512 peak_128ths, __m512i rise, uint16_t* weights) {
   const __m512 scale = _mm512_set1_ps(FINENESS);
   const __m512i from_low = _mm512_cvtps_epi32(_mm512_fnmadd_ps(low, scale, peak_128ths));
   const __m512i from_high = _mm512_cvtps_epi32(_mm512_fnmadd_ps(high, scale, peak_128ths));
   // What no int32 holds is the lowest one, then 0x8000, which is far as an unsigned number.
-  const __m512i lanes = _mm512_packs_epi32(from_low, from_high);
-  const __m512i in_order = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), lanes);
-  const __m512i u = _mm512_min_epu16(in_order, _mm512_set1_epi16(static_cast<int16_t>(WEIGHTLESS)));
-  const __m512i found = _mm512_maskz_permutexvar_epi8(0x5555555555555555u, _mm512_srli_epi16(u, 1), rise);
-  _mm512_store_si512(weights, _mm512_add_epi16(_mm512_sub_epi16(_mm512_set1_epi16(WEIGHT_ONE_HALF), u), found));
+  const __m512i u = _mm512_packs_epi32(from_low, from_high);
+  const __m512i one_half = _mm512_set1_epi16(static_cast<int16_t>(WEIGHT_ONE_HALF));
+  const __m512i highest = _mm512_mask_permutexvar_epi8(one_half, 0x5555555555555555u, _mm512_srli_epi16(u, 1), rise);
+  _mm512_store_si512(weights, _mm512_subs_epu16(highest, u));
 }
+
+// Where the weights of a pair of keys lie among the sixteen pairs of a step: each quarter of a register packs four of the
+// first and four of the last sixteen keys.
+struct PairPlaces {
+  uint8_t of[STEP / 2] = {};
+  constexpr PairPlaces() {
+    for (int pair = 0; pair < STEP / 2; ++pair) of[pair] = static_cast<uint8_t>(pair % 8 / 2 * 4 + pair / 8 * 2 + pair % 2);
+  }
+};
+constexpr PairPlaces PAIR_PLACES;
 
 // Whether one of them is no number, which would become a weight of nothing: then the row's first weight is none either.
 static inline void keep_nan(__m512 sum_of_scores, uint16_t* weights) {

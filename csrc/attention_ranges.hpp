@@ -70,8 +70,9 @@ static inline RangeTiles find_tiles(const AttendArgs& a, int start, int first_ti
 }
 
 // What was gathered and a later range, each brought to the higher peak. Of two peaks one is the higher, so one factor is
-// exactly 1. A row that saw nothing in the range has the peak -inf there, and keeps what it has.
-static inline void merge_range(const Gathered& own, const Gathered& range, int rows, int dim) {
+// exactly 1. A row that saw nothing in the range has the peak -inf there, and keeps what it has. Sums of the range lie
+// `range_row` floats apart.
+static inline void merge_range(const Gathered& own, const Gathered& range, int rows, int dim, int64_t range_row) {
   for (int first = 0; first < rows; first += LANES) {
     const int count = rows - first < LANES ? rows - first : LANES;
     float shrink_own[LANES], shrink_range[LANES], peaks[LANES];
@@ -86,7 +87,7 @@ static inline void merge_range(const Gathered& own, const Gathered& range, int r
       float* total = own.totals + r * LANES;
       store(total, fma(load(range.totals + r * LANES), b, mul(load(total), a)));
       float* sums = own.sums + r * dim;
-      const float* more = range.sums + r * dim;
+      const float* more = range.sums + r * range_row;
       for (int d = 0; d < dim; d += LANES) store(sums + d, fma(load(more + d), b, mul(load(sums + d), a)));
     }
     std::memcpy(own.peaks + first, peaks, sizeof(float) * static_cast<size_t>(count));

@@ -170,7 +170,7 @@ class Executor {
   void take_maxima(const LinearArgs& args, const LinearPart& part);
   void run_gated(const OpList& list, const Stage& stage, std::vector<Floats>& buffers, RowRange rows);
   template <class Body>
-  void run_panels(const Stage& stage, int64_t panels, int64_t rows, Body body);
+  void run_panels(const Stage& stage, int64_t in_features, int64_t panels, int64_t rows, Body body);
   LinearArgs linear_args(const Op& op, std::vector<Floats>& buffers, RowRange rows);
   void run_row(const Op& op, std::vector<Floats>& buffers, int64_t row, const StepView& view);
   void embed(const Op& op, float* out, int64_t table_row, bool add);

@@ -163,8 +163,8 @@ QuantizedRows ExpertsStep::rounded_rows(const Group& group, int64_t groups) cons
 // Items are panels, of block after block of a group's rows, of group after group: many experts with a row each in
 // decoding, few with many rows in prefill.
 template <class Body>
-void ExpertsStep::run_panels(const Block& block, int64_t panels, Body body) {
-  const int64_t rows = block.kernels.block_rows;
+void ExpertsStep::run_panels(const Block& block, const Matrix& matrix, Body body) {
+  const int64_t rows = block.kernels.block_rows(matrix.in_features), panels = matrix.panel_count();
   const auto blocks_of = [&](const Group& group) { return std::max<int64_t>(1, group.rows / rows); };  // the last holds the rest
   int64_t items = 0;
   starts_.clear();
@@ -204,7 +204,7 @@ void ExpertsStep::gate_and_up(const Block& block) {
   const int64_t width = block.gate().out_features;
   gate_.reserve(static_cast<size_t>(block.rows() * width));
   up_.reserve(static_cast<size_t>(block.rows() * width));
-  run_panels(block, block.gate().panel_count(), [&](const Group& group, const LinearPart& part) {
+  run_panels(block, block.gate(), [&](const Group& group, const LinearPart& part) {
     const size_t e = static_cast<size_t>(group.expert);
     multiply(block, group, block.args.matrices->gate[e], part, gathered_.data(), gate_.data());
     multiply(block, group, block.args.matrices->up[e], part, gathered_.data(), up_.data());
@@ -220,7 +220,7 @@ void ExpertsStep::down(const Block& block) {
   const int64_t width = block.down().in_features;
   if (block.down().takes_rounded()) round(block, width, block.down().takes_rest(), [&](int64_t row) { return gate_.data() + row * width; });
   down_.reserve(static_cast<size_t>(block.rows() * block.down().out_features));
-  run_panels(block, block.down().panel_count(), [&](const Group& group, const LinearPart& part) {
+  run_panels(block, block.down(), [&](const Group& group, const LinearPart& part) {
     multiply(block, group, block.args.matrices->down[static_cast<size_t>(group.expert)], part, gate_.data(), down_.data());
   });
 }

@@ -77,7 +77,7 @@ class ExpertsStep {
   void round(const Block& block, int64_t width, bool rest, RowOf row_of);
   QuantizedRows rounded_rows(const Group& group, int64_t groups) const;
   template <class Body>
-  void run_panels(const Block& block, int64_t panels, Body body);
+  void run_panels(const Block& block, const Matrix& matrix, Body body);
   void multiply(const Block& block, const Group& group, const Matrix& matrix, const LinearPart& part, const float* x, float* out);
   void gate_and_up(const Block& block);
   void down(const Block& block);

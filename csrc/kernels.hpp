@@ -166,8 +166,8 @@ struct KernelTable {
   void (*linear)(const LinearArgs& args, const LinearPart& part);
   // Likewise; null where the rounding of a group looks at the whole row.
   void (*gated)(const GatedArgs& args, const LinearPart& part);
-  // Rows that stay near while panels pass by; whole tiles.
-  int64_t block_rows;
+  // Rows of so many inputs that stay near while panels pass by: eight times whole tiles.
+  int64_t (*block_rows)(int64_t in_features);
   void (*quantize)(const float* x, int64_t width, const QuantizedRows& out, int64_t row);
   // Of fewer than `arranged_rows` rounded rows in bf16 each thread makes an arrangement for itself before it multiplies
   // them: in `out`, arrays of the same sizes.

@@ -235,4 +235,6 @@ static void linear(const LinearArgs& a, const LinearPart& part) {
   }
 }
 
+static int64_t block_rows(int64_t) { return 8 * MOST_TOKENS; }
+
 }  // namespace puna::PUNA_NS

@@ -13,23 +13,31 @@ namespace {
 
 constexpr int64_t ROW_GRAIN = 2;    // fewer rows than this are quicker on the calling thread
 constexpr int64_t RUNS_A_THREAD = 8;
-constexpr int64_t BLOCK_ROWS = 512;  // that pass stages together: some megabytes, which caches of two cores hold
+constexpr int64_t LEAST_BLOCK_ROWS = 512;  // that pass stages together: some megabytes, which caches of two cores hold
+constexpr int64_t UNITS_A_BLOCK = 8;  // whole tiles each
 constexpr int64_t PANELS_A_TILE = TILE / PANEL;
+
+// The first row of one of `blocks` parts of about the same size, all but the last of whole units.
+int64_t first_of(int64_t b, int64_t blocks, int64_t rows, int64_t unit) {
+  return b == blocks ? rows : rows * b / blocks / unit * unit;
+}
 
 }  // namespace
 
 // Rows are independent of each other but in stages that look at the whole step. Many of them pass the stages between two
-// of those in blocks, so that what a block leaves for its next stage is still near.
+// of those in blocks, so that what a block leaves for its next stage is still near: each thread's own rows of it, for
+// parts of linears go to threads block of rows after block of rows, too.
 void Executor::run(const OpList& list, std::vector<Floats>& buffers, int64_t rows, const StepView& view) {
-  const int64_t blocks = std::max<int64_t>(1, rows / BLOCK_ROWS);  // the last one holds what remains, too
+  const int64_t block = std::max(LEAST_BLOCK_ROWS, pool_.threads() * kernels_->block_rows(1));
+  const int64_t blocks = std::max<int64_t>(1, rows / block), unit = block / UNITS_A_BLOCK;
   const std::vector<Stage>& stages = list.stages;
   for (size_t begin = 0, end = 0; begin < stages.size(); begin = end) {
     const bool whole = stages[begin].kind == Stage::whole;
     end = begin + 1;
     while (!whole && end < stages.size() && stages[end].kind != Stage::whole) ++end;
     for (int64_t b = 0; b < (whole ? 1 : blocks); ++b) {
-      const int64_t first = b * BLOCK_ROWS;
-      const RowRange range{first, whole || b + 1 == blocks ? rows - first : BLOCK_ROWS};
+      const int64_t first = first_of(b, blocks, rows, unit);
+      const RowRange range{first, whole ? rows : first_of(b + 1, blocks, rows, unit) - first};
       for (size_t i = begin; i < end; ++i) {
         const Clock::time_point begun = profiling_ ? Clock::now() : Clock::time_point{};
         run_stage(list, stages[i], buffers, range, view);
@@ -90,9 +98,9 @@ LinearArgs Executor::linear_args(const Op& op, std::vector<Floats>& buffers, Row
 // Parts of `panels` panels and `rows` rows to the threads, block of rows after block of rows. Where the sampler wants the
 // maxima of tiles, a part is the panels of one tile, and all rows.
 template <class Body>
-void Executor::run_panels(const Stage& stage, int64_t panels, int64_t rows, Body body) {
-  const int64_t block = kernels_->block_rows;
-  const int64_t blocks = stage.logits ? 1 : std::max<int64_t>(1, rows / block);  // the last one holds what remains, too
+void Executor::run_panels(const Stage& stage, int64_t in_features, int64_t panels, int64_t rows, Body body) {
+  const int64_t block = kernels_->block_rows(in_features);
+  const int64_t blocks = stage.logits ? 1 : std::max<int64_t>(1, rows / block), unit = block / UNITS_A_BLOCK;
   const int64_t items = panels * blocks;
   int64_t grain = std::max<int64_t>(1, items / (pool_.threads() * RUNS_A_THREAD));
   if (stage.logits) grain = (grain + PANELS_A_TILE - 1) / PANELS_A_TILE * PANELS_A_TILE;
@@ -101,7 +109,7 @@ void Executor::run_panels(const Stage& stage, int64_t panels, int64_t rows, Body
       const int64_t b = first / panels, panel = first % panels;
       int64_t panel_end = std::min(panels, panel + last - first);
       if (stage.logits) panel_end = std::min(panel_end, panel + PANELS_A_TILE);
-      body(LinearPart{panel, panel_end, b * block, b + 1 == blocks ? rows : (b + 1) * block}, thread);
+      body(LinearPart{panel, panel_end, first_of(b, blocks, rows, unit), first_of(b + 1, blocks, rows, unit)}, thread);
       first += panel_end - panel;
     }
   });
@@ -116,7 +124,7 @@ void Executor::run_linears(const OpList& list, const Stage& stage, std::vector<F
     jobs.push_back(linear_args(list.ops[static_cast<size_t>(i)], buffers, rows));
     panels += jobs.back().matrix->panel_count();
   }
-  run_panels(stage, panels, rows.count, [&](LinearPart part, int thread) {
+  run_panels(stage, jobs.front().matrix->in_features, panels, rows.count, [&](LinearPart part, int thread) {
     for (LinearArgs args : jobs) {
       const int64_t count = args.matrix->panel_count();
       const LinearPart own{part.panel, std::min(count, part.panel_end), part.row, part.row_end};
@@ -150,7 +158,8 @@ void Executor::run_gated(const OpList& list, const Stage& stage, std::vector<Flo
   args.kind = static_cast<int>(gate.ints[3]);
   const int64_t width = widths_[static_cast<size_t>(gate.ints[0])];
   args.out = rounded_[stage.slot].prepare(rows.count, width, kernels_->bf16, stage.rest);
-  run_panels(stage, args.gate.matrix->panel_count(), rows.count, [&](const LinearPart& part, int thread) {
+  const Matrix& gates = *args.gate.matrix;
+  run_panels(stage, gates.in_features, gates.panel_count(), rows.count, [&](const LinearPart& part, int thread) {
     GatedArgs own = args;
     own.gate.quantized = own.up.quantized = rounded_[1 - stage.slot].for_thread(*kernels_, thread);
     kernels_->gated(own, part);

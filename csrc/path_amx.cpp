@@ -27,7 +27,7 @@ KernelTable amx_table() {
   table.bf16 = true;
   table.linear = linear;
   table.gated = path_amx::gated;
-  table.block_rows = path_amx::BLOCK_ROWS;
+  table.block_rows = path_amx::block_rows;
   table.attend_rows = attend_rows;
   table.cache_tiles = true;
   table.attend = attend;

@@ -17,7 +17,7 @@ from puna.kernels.cpu import NativeInterpreter
 from puna.kernels.program import Activation
 from tests.kernels.steps import F32, Case, around, raw, step
 
-KV = KVConfig(num_blocks=70, block_size=16)
+KV = KVConfig(num_blocks=140, block_size=16)
 WIDTH, INNER, OUT = 96, 75, 40
 
 
@@ -88,10 +88,10 @@ def test_a_gate_whose_factors_are_read_again_stays_a_stage_of_its_own(isa: str) 
 def test_rows_that_pass_stages_in_blocks_have_the_bits_of_few(isa: str) -> None:
     if isa == "portable":
         pytest.skip("too slow for this many rows")
-    x = normal(10, 1060, WIDTH)
+    x = normal(10, 2100, WIDTH)
     found, _ = run(case(x, ("Q4_1", "Q4_1"), True, "silu", []), isa)
-    for first, count in ((0, 60), (500, 30), (1020, 40)):
+    for first, count in ((0, 60), (500, 30), (1000, 40), (2060, 40)):
         rows = case(x[first : first + count], ("Q4_1", "Q4_1"), True, "silu", [])
-        y = normal(6, 1060, OUT)[first : first + count]
+        y = normal(6, 2100, OUT)[first : first + count]
         rows.weights["table y"] = raw("table y", y)
         np.testing.assert_array_equal(run(rows, isa)[0], found[first : first + count])

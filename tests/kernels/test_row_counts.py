@@ -16,8 +16,8 @@ from puna.kernels.tensor import BLOCK_SIZES, NATIVE_TYPES
 from tests.kernels.steps import F32, around, raw, step
 from tests.kernels.test_operators import any_bytes
 
-COUNTS = (1, 2, 3, 4, 5, 8, 9, 12, 15, 16, 17, 24, 31, 32, 33, 48, 63, 64, 65, 80, 255, 257)
-MOST = 530  # more than two blocks of rows on every path
+COUNTS = (1, 2, 3, 4, 5, 8, 9, 12, 15, 16, 17, 24, 31, 32, 33, 48, 63, 64, 65, 80, 255, 257, 530)
+MOST = 1060  # more than two blocks of rows on every path
 
 
 def normal(seed: int, *shape: int) -> F32:
@@ -30,7 +30,7 @@ def product(x: F32, kind: str, n: int, isa: str) -> F32:
     weights = {"w": any_bytes(kind, n, k, seed=1), "b": raw("b", normal(2, n))}
     tables = {"x": x, "y": normal(3, MOST, n)[:count]}
     case = around([ops.Linear("x", "y", "w", "b", True)], tables, weights, out="y")
-    kv = KVConfig(num_blocks=40, block_size=16)
+    kv = KVConfig(num_blocks=1 + -(-MOST // 16), block_size=16)
     native = NativeInterpreter(case.program, case.weights, kv, isa=isa, threads=2)
     logits = native.step(step([(range(count), 0, range(1, 2 + count // 16))])).logits
     assert logits is not None
