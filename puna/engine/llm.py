@@ -58,7 +58,9 @@ class LLM:
         Raises InputError before anything runs if any prompt cannot be served as asked.
         """
         tokenizer = self.get_tokenizer()
-        wanted = as_prompts(prompts, tokenizer)
+        given = [sampling_params] if isinstance(sampling_params, SamplingParams) else sampling_params or ()
+        cuts = any(getattr(each, "truncate_prompt_tokens", None) is not None for each in given)
+        wanted = as_prompts(prompts, tokenizer, None if cuts else self.engine.max_model_len)
         params = one_params_each(sampling_params, len(wanted))
         limits = self._limits(params)
         wanted = [prompt.shortened(limit, tokenizer) for prompt, limit in zip(wanted, limits, strict=True)]

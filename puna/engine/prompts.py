@@ -5,9 +5,10 @@ Knows the accepted shapes, the tokenizer and the chat template; knows nothing of
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
+from functools import partial
 from operator import index
 from typing import TYPE_CHECKING, Any
 
@@ -42,10 +43,12 @@ class Prompt:
         return Prompt(self.text, kept, self.truncated_tokens + len(self.token_ids) - len(kept))
 
 
-def as_prompts(prompts: Any, tokenizer: Tokenizer) -> list[Prompt]:
-    """One Prompt each. InputError names the prompt that is of no known shape."""
+def as_prompts(prompts: Any, tokenizer: Tokenizer, most_tokens: int | None = None) -> list[Prompt]:
+    """One Prompt each. InputError names the prompt that is of no known shape, or whose text cannot have as few as
+    `most_tokens`: before the seconds that encoding megabytes takes."""
+    encode = partial(_encode, tokenizer, most_tokens)
     if isinstance(prompts, str | Mapping):
-        return [_as_prompt(prompts, tokenizer, "the prompt")]
+        return [_as_prompt(prompts, encode, "the prompt")]
     if not isinstance(prompts, SequenceOf) and not hasattr(prompts, "__iter__"):
         raise InputError(f"prompts is a {type(prompts).__name__}; give {_SHAPES}", param="prompts")
     items = list(prompts)
@@ -53,7 +56,7 @@ def as_prompts(prompts: Any, tokenizer: Tokenizer) -> list[Prompt]:
         return []
     if all(_is_id(item) for item in items):
         return [Prompt(None, [index(item) for item in items])]
-    return [_as_prompt(item, tokenizer, f"prompt {number}") for number, item in enumerate(items)]
+    return [_as_prompt(item, encode, f"prompt {number}") for number, item in enumerate(items)]
 
 
 def as_conversations(messages: SequenceOf[Any]) -> list[SequenceOf[Any]]:
@@ -125,15 +128,25 @@ def one_params_each(params: SamplingParams | SequenceOf[SamplingParams] | None, 
     return wanted
 
 
-def _as_prompt(item: Any, tokenizer: Tokenizer, where: str) -> Prompt:
+def _encode(tokenizer: Tokenizer, most_tokens: int | None, where: str, text: str) -> list[int]:
+    if most_tokens is not None and len(text) > most_tokens and (fewest := tokenizer.fewest_tokens(text)) > most_tokens:
+        raise InputError(
+            f"{where} has at least {fewest} tokens, but the context is {most_tokens} tokens; shorten it, or let it be "
+            "cut with truncate_prompt_tokens",
+            param="prompt",
+        )
+    return tokenizer.encode(text)
+
+
+def _as_prompt(item: Any, encode: Callable[[str, str], list[int]], where: str) -> Prompt:
     if isinstance(item, str):
-        return Prompt(item, tokenizer.encode(item))
+        return Prompt(item, encode(where, item))
     if isinstance(item, Mapping):
         if isinstance(ids := item.get("prompt_token_ids"), SequenceOf) and all(_is_id(i) for i in ids):
             text = item.get("prompt")
             return Prompt(text if isinstance(text, str) else None, [index(i) for i in ids])
         if isinstance(text := item.get("prompt"), str):
-            return Prompt(text, tokenizer.encode(text))
+            return Prompt(text, encode(where, text))
     elif hasattr(item, "__iter__"):
         ids = list(item)
         if all(_is_id(i) for i in ids):

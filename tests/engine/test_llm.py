@@ -139,6 +139,17 @@ def test_the_number_of_params_has_to_fit(llm: LLM) -> None:
     assert llm.generate([], GREEDY) == []
 
 
+def test_a_text_that_no_context_holds_is_refused_unread(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Encoding megabytes takes seconds, which are lost if they only tell that there are too many tokens."""
+    text = "word " * 200_000
+    cut = SamplingParams(max_tokens=1, truncate_prompt_tokens=4)
+    assert len(llm.generate(text[:10_000], cut)[0].prompt_token_ids) == 4
+    monkeypatch.setattr(llm.get_tokenizer(), "encode", pytest.fail)
+    for prompts in (text, [text, "short"], {"prompt": text}):
+        with pytest.raises(InputError, match=r"the context is \d+ tokens; shorten it"):
+            llm.generate(prompts, GREEDY)
+
+
 def test_an_unknown_model_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError):
         LLM(str(tmp_path / "missing.gguf"))
