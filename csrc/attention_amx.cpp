@@ -3,8 +3,7 @@
 // Rounded to bf16 are the scaled query and the weights, which are at most 1; sums are float32. Ranges, their merging and
 // the promise that nobody's company changes a bit are attention.hpp's: the instruction adds 32 dimensions, or keys, in
 // the same order for one row and for sixteen, and keys that a row does not see have the weight 0. What lies in the cache
-// behind a sequence's end may be anything, and 0 times NaN is NaN: so values are copied, and unseen ones are 0 in the
-// copy.
+// behind a sequence's end may be anything, and 0 times NaN is NaN: so values are copied, and unseen ones are 0 in it.
 #define PUNA_PATH 512
 #include "attention_amx.hpp"
 

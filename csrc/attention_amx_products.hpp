@@ -3,10 +3,9 @@
 //   scores [rows][16 keys]        =  queries [rows][32 dimensions]  x  keys   [16 pairs of dimensions][16 keys][2]
 //   sums   [rows][16 dimensions]  =  weights [rows][32 keys]        x  values [16 pairs of keys][16 dimensions][2]
 //
-// Pairs of keys lie in the order in which their weights do (attention_amx_weights.hpp). Up to four tiles of sums beside each
-// other share a left factor, and a fifth adds up the weights themselves. 32
-// dimensions, or keys, are a step; sums take steps in order. Steps may be spread over other work: tiles multiply while
-// vectors compute, if both come in portions that fit into the processor's window of some hundred instructions.
+// Pairs of keys lie in the order in which their weights do (attention_amx_weights.hpp). Up to four tiles of sums beside
+// each other share a left factor, and a fifth adds up the weights themselves. 32 dimensions, or keys, are a step; sums take
+// steps in order.
 #pragma once
 
 #include "kernels.hpp"

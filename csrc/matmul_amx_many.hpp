@@ -208,7 +208,8 @@ static void many(const LinearArgs& a, const LinearPart& part) {
   const Tiles tiles(TileShapes(16, 16));
   for (int64_t panel = part.panel; panel < part.panel_end; ++panel) {
     const PanelLanes lanes(a, panel);
-    pass_panel<Format>(a, panel, panel_at(*a.matrix, panel + 1), part.row, part.row_end, scratch.sums, scratch, [&](int64_t row, const float* sums) {
+    pass_panel<Format>(a, panel, panel_at(*a.matrix, panel + 1), part.row, part.row_end,
+                       scratch.sums, scratch, [&](int64_t row, const float* sums) {
       float* out = a.out + row * a.out_stride + panel * PANEL;
       __m512 low = _mm512_load_ps(sums), high = _mm512_load_ps(sums + 256);
       if (a.bias) low = _mm512_add_ps(low, lanes.low_bias), high = _mm512_add_ps(high, lanes.high_bias);
@@ -227,7 +228,8 @@ template <class Format>
 static void activate_panel(const GatedArgs& a, int64_t panel, const LinearPart& part, ManyScratch& scratch) {
   const PanelLanes lanes(a.gate, panel);
   const auto activated = [&](__m512 x) { return path_avx512::activate({x}, a.kind).v; };
-  pass_panel<Format>(a.gate, panel, panel_at(*a.up.matrix, panel), part.row, part.row_end, scratch.gates, scratch, [&](int64_t, float* sums) {
+  pass_panel<Format>(a.gate, panel, panel_at(*a.up.matrix, panel), part.row, part.row_end,
+                     scratch.gates, scratch, [&](int64_t, float* sums) {
     __m512 low = _mm512_load_ps(sums), high = _mm512_load_ps(sums + 256);
     if (a.gate.bias) low = _mm512_add_ps(low, lanes.low_bias), high = _mm512_add_ps(high, lanes.high_bias);
     _mm512_store_ps(sums, activated(low));
@@ -240,7 +242,8 @@ template <class Format>
 static void gate_panel(const GatedArgs& a, int64_t panel, const LinearPart& part, ManyScratch& scratch) {
   const PanelLanes lanes(a.up, panel);
   const int64_t groups = a.gate.matrix->panel_count();
-  pass_panel<Format>(a.up, panel, panel_at(*a.gate.matrix, panel + 1), part.row, part.row_end, scratch.sums, scratch, [&](int64_t row, const float* sums) {
+  pass_panel<Format>(a.up, panel, panel_at(*a.gate.matrix, panel + 1), part.row, part.row_end,
+                     scratch.sums, scratch, [&](int64_t row, const float* sums) {
     const float* factor = scratch.gates + (sums - scratch.sums);
     __m512 low = _mm512_load_ps(sums), high = _mm512_load_ps(sums + 256);
     if (a.up.bias) low = _mm512_add_ps(low, lanes.low_bias), high = _mm512_add_ps(high, lanes.high_bias);

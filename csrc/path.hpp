@@ -16,7 +16,7 @@
 
 #define PUNA_TABLE(label)                                                                                          \
   {                                                                                                                \
-    label, false, PUNA_NS::linear, nullptr, PUNA_NS::block_rows, PUNA_NS::quantize, 0, nullptr,               \
+    label, false, PUNA_NS::linear, nullptr, PUNA_NS::block_rows, PUNA_NS::quantize, 0, nullptr,                    \
         PUNA_NS::rms_norm,                                                                                         \
         PUNA_NS::layer_norm, PUNA_NS::gate, PUNA_NS::add_rows, PUNA_NS::attend_rows, false, PUNA_NS::attend,        \
         PUNA_NS::attend_merge,                                                                                     \
