@@ -21,7 +21,7 @@ from puna.engine.config import EngineConfig
 from puna.engine.core import Engine
 from puna.engine.output import SampleText
 from puna.engine.params import FinishReason, SamplingParams
-from puna.engine.prompts import Prompt, chat_template
+from puna.engine.prompts import Prompt, chat_template, encode_within
 from puna.engine.request import make_request
 from puna.engine.truncation import fit_conversation, prompt_limit
 from puna.errors import EngineError, InputError, PunaError
@@ -104,14 +104,7 @@ class LocalModel:
         return Prompt(None, token_ids).shortened(prompt_limit(params, self.context_tokens), self.tokenizer)
 
     def _encode(self, text: str, *, add_special: bool) -> list[int]:
-        """InputError where the context could never hold `text`, before the seconds that encoding megabytes takes."""
-        if len(text) > self.context_tokens and (fewest := self.tokenizer.fewest_tokens(text)) > self.context_tokens:
-            raise InputError(
-                f"the prompt has at least {fewest} tokens, but the context is {self.context_tokens} tokens; "
-                "shorten the prompt, or let it be cut with truncate_prompt_tokens (--truncate-prompt-tokens -1)",
-                param="prompt",
-            )
-        return self.tokenizer.encode(text, add_special=add_special)
+        return encode_within(self.context_tokens, self.tokenizer, text, add_special=add_special)
 
     def add(self, prompt_ids: list[int], params: SamplingParams) -> str:
         """Queues a prompt and gives its id. Raises what `Engine.add` raises."""

@@ -43,10 +43,23 @@ class Prompt:
         return Prompt(self.text, kept, self.truncated_tokens + len(self.token_ids) - len(kept))
 
 
+def encode_within(
+    most_tokens: int | None, tokenizer: Tokenizer, text: str, *, what: str = "the prompt", add_special: bool = True
+) -> list[int]:
+    """The tokens of `text`. InputError where it cannot have as few as `most_tokens`: before the seconds that encoding
+    megabytes takes."""
+    if most_tokens is not None and len(text) > most_tokens and (fewest := tokenizer.fewest_tokens(text)) > most_tokens:
+        raise InputError(
+            f"{what} has at least {fewest} tokens, but the context is {most_tokens} tokens; shorten it, or let it be "
+            "cut with truncate_prompt_tokens (--truncate-prompt-tokens -1 on the command line)",
+            param="prompt",
+        )
+    return tokenizer.encode(text, add_special=add_special)
+
+
 def as_prompts(prompts: Any, tokenizer: Tokenizer, most_tokens: int | None = None) -> list[Prompt]:
-    """One Prompt each. InputError names the prompt that is of no known shape, or whose text cannot have as few as
-    `most_tokens`: before the seconds that encoding megabytes takes."""
-    encode = partial(_encode, tokenizer, most_tokens)
+    """One Prompt each. InputError names the prompt that is of no known shape, or too long for `encode_within`."""
+    encode = partial(encode_within, most_tokens, tokenizer)
     if isinstance(prompts, str | Mapping):
         return [_as_prompt(prompts, encode, "the prompt")]
     if not isinstance(prompts, SequenceOf) and not hasattr(prompts, "__iter__"):
@@ -128,25 +141,15 @@ def one_params_each(params: SamplingParams | SequenceOf[SamplingParams] | None, 
     return wanted
 
 
-def _encode(tokenizer: Tokenizer, most_tokens: int | None, where: str, text: str) -> list[int]:
-    if most_tokens is not None and len(text) > most_tokens and (fewest := tokenizer.fewest_tokens(text)) > most_tokens:
-        raise InputError(
-            f"{where} has at least {fewest} tokens, but the context is {most_tokens} tokens; shorten it, or let it be "
-            "cut with truncate_prompt_tokens",
-            param="prompt",
-        )
-    return tokenizer.encode(text)
-
-
-def _as_prompt(item: Any, encode: Callable[[str, str], list[int]], where: str) -> Prompt:
+def _as_prompt(item: Any, encode: Callable[..., list[int]], where: str) -> Prompt:
     if isinstance(item, str):
-        return Prompt(item, encode(where, item))
+        return Prompt(item, encode(item, what=where))
     if isinstance(item, Mapping):
         if isinstance(ids := item.get("prompt_token_ids"), SequenceOf) and all(_is_id(i) for i in ids):
             text = item.get("prompt")
             return Prompt(text if isinstance(text, str) else None, [index(i) for i in ids])
         if isinstance(text := item.get("prompt"), str):
-            return Prompt(text, encode(where, text))
+            return Prompt(text, encode(text, what=where))
     elif hasattr(item, "__iter__"):
         ids = list(item)
         if all(_is_id(i) for i in ids):
