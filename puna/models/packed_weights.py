@@ -3,13 +3,14 @@
 Such folders keep X.qweight or X.weight_packed with scales and zeros beside it, where families look for X.weight. Here
 each becomes an X.weight that is decoded when its bytes are asked for, with the rounding of the packages that write
 these files: values have the scales' type. What a checkpoint does to activations is left out. Methods that are not
-known are refused by name.
+known are refused by name; what contradicts itself is refused with the tensor, what it is and what it has to be
+(packed_parts.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,35 +18,40 @@ import numpy.typing as npt
 from puna.kernels.reference.dequantize import dequantize
 from puna.kernels.tensor import MadeTensor, RawTensor
 from puna.models.gguf_parse import brief
+from puna.models.packed_parts import (
+    FLOATS,
+    REMEDY,
+    WHOLE,
+    Fail,
+    checked_values,
+    expect,
+    groups_of,
+    part_of,
+    stated_group,
+    stated_object,
+    whole_numbers,
+)
 from puna.models.quantize import quantize
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
-Fail = Callable[[str], NoReturn]
 
 METHODS = ("awq", "gptq", "compressed-tensors", "fp8", "fbgemm_fp8")
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # the column that nibble i of a word belongs to
 FLOAT8 = ("F8_E4M3", "F8_E5M2")
-FLOATS = ("F16", "BF16", "F32")
-WHOLE = ("I32", "I64")  # of shapes and of groups
-_INTEGERS: dict[str, np.dtype[Any]] = {
-    "I8": np.dtype("i1"),
-    "U8": np.dtype("u1"),
-    "I32": np.dtype("<i4"),
-    "I64": np.dtype("<i8"),
-}
 
 
 def plain_weights(tensors: Mapping[str, RawTensor], config: Mapping[str, Any], fail: Fail) -> dict[str, RawTensor]:
     """All tensors, and an X.weight for every packed X. `config` is config.json, `fail` raises ModelFileError."""
-    stated = config.get("quantization_config") or config.get("compression_config")
+    stated = stated_object(tensors, config, fail)
     if stated is None:
         return dict(tensors)
-    if not isinstance(stated, Mapping):
-        fail("config.json: 'quantization_config' has to be an object")
     method = stated.get("quant_method", "compressed-tensors" if "config_groups" in stated else None)
     if method not in METHODS:
-        fail(f"the weights are quantised by {brief(method)}, which Puna does not read; it reads: {', '.join(METHODS)}")
+        fail(
+            f"config.json: the weights are quantised by {brief(method)}, which Puna does not read; it reads: "
+            f"{', '.join(METHODS)}"
+        )
     found = dict(tensors)
     for name in tensors:
         module, _, part = name.rpartition(".")
@@ -65,22 +71,21 @@ def plain_weights(tensors: Mapping[str, RawTensor], config: Mapping[str, Any], f
 def _awq(tensors: Mapping[str, RawTensor], module: str, stated: Mapping[str, Any], fail: Fail) -> RawTensor:
     """| qweight [in, out / 8] | qzeros [groups, out / 8] | scales [groups, out] |  value = scale * (q - zero)"""
     if stated.get("bits", stated.get("w_bit", 4)) != 4 or str(stated.get("version", "gemm")).lower() != "gemm":
-        bits, version = stated.get("bits"), stated.get("version")
-        fail(f"AWQ of {brief(bits)} bits, version {brief(version)}, is not supported; 4 bits, gemm is")
-    words, zeros, scales = (_part(tensors, module, part, 2, fail) for part in ("qweight", "qzeros", "scales"))
+        bits, version = stated.get("bits", stated.get("w_bit")), stated.get("version")
+        fail(f"config.json: AWQ of {brief(bits)} bits, version {brief(version)}, is not supported; 4 bits, gemm is")
+    words, zeros, scales = (part_of(tensors, module, part, fail) for part in ("qweight", "qzeros", "scales"))
     inputs, outputs = words.shape[0], words.shape[1] * 8
-    groups = scales.shape[0]
-    _expect(fail, module, groups > 0 and inputs > 0 and inputs % groups == 0)
-    _expect(fail, module, scales.shape == (groups, outputs) and zeros.shape == (groups, outputs // 8))
+    groups, size = stated_group(stated, "group_size", inputs, scales, 0, fail)
+    expect(fail, scales, scales.shape == (groups, outputs), f"shape {(groups, outputs)}", words)
+    expect(fail, zeros, zeros.shape == (groups, outputs // 8), f"shape {(groups, outputs // 8)}", words, scales)
 
     def values() -> F32:
         q, zero = (_columns(part, AWQ_ORDER) for part in (words, zeros))
-        factors = _floats(scales)
-        repeat = inputs // groups
-        made: F32 = (q - np.repeat(zero, repeat, 0)) * np.repeat(factors, repeat, 0)
+        group = np.arange(inputs) // size
+        made: F32 = (q - zero[group]) * _floats(scales)[group]
         return made.T
 
-    return _made(module, scales.type, (outputs, inputs), values)
+    return _made(module, scales, (outputs, inputs), values, fail)
 
 
 def _gptq(tensors: Mapping[str, RawTensor], module: str, stated: Mapping[str, Any], fail: Fail) -> RawTensor:
@@ -90,65 +95,70 @@ def _gptq(tensors: Mapping[str, RawTensor], module: str, stated: Mapping[str, An
     """
     bits, layout = stated.get("bits"), stated.get("checkpoint_format")
     if type(bits) is not int or bits not in (2, 4, 8):
-        fail(f"GPTQ of {brief(bits)} bits is not supported; 2, 4 and 8 are")
+        fail(f"config.json: GPTQ of {brief(bits)} bits is not supported; 2, 4 and 8 are")
     if layout not in (None, "gptq", "gptq_v2"):
-        fail(f"GPTQ's checkpoint_format {brief(layout)} is not supported; 'gptq' and 'gptq_v2' are")
+        fail(f"config.json: GPTQ's checkpoint_format {brief(layout)} is not supported; 'gptq' and 'gptq_v2' are")
     count = 32 // bits
-    words, zeros, scales = (_part(tensors, module, part, 2, fail) for part in ("qweight", "qzeros", "scales"))
+    words, zeros, scales = (part_of(tensors, module, part, fail) for part in ("qweight", "qzeros", "scales"))
     inputs, outputs, groups = words.shape[0] * count, words.shape[1], scales.shape[0]
-    _expect(fail, module, scales.shape == (groups, outputs) and zeros.shape == (groups, outputs // count))
-    index = tensors.get(f"{module}.g_idx")
-    _expect(fail, module, index is None or (index.shape == (inputs,) and index.type in WHOLE))
-    _expect(fail, module, groups > 0 and inputs > 0 and (index is not None or inputs % groups == 0))
+    index, size = tensors.get(f"{module}.g_idx"), 0
+    if index is None:
+        groups, size = stated_group(stated, "group_size", inputs, scales, 0, fail)
+    expect(fail, scales, groups > 0 and scales.shape == (groups, outputs), f"a row a group of {outputs}", words)
+    expect(fail, zeros, zeros.shape == (groups, outputs // count), f"shape {(groups, outputs // count)}", words, scales)
     offset = 0 if layout == "gptq_v2" else 1
 
     def values() -> F32:
-        q = _spread(_integers(words).T, bits).T
-        zero = _spread(_integers(zeros), bits) + offset
+        q = _spread(whole_numbers(words).T, bits).T
+        zero = _spread(whole_numbers(zeros), bits) + offset
         zero &= (1 << bits) - 1
-        group = np.arange(inputs) // (inputs // groups) if index is None else _integers(index)
-        if group.min() < 0 or group.max() >= groups:
-            fail(f"tensor '{module}.g_idx' names group {int(group.max())} of {groups}")
+        group = np.arange(inputs) // size if index is None else groups_of(index, groups, fail)
         made: F32 = (q - zero[group]).astype(np.float32) * _floats(scales)[group]
         return made.T
 
-    return _made(module, scales.type, (outputs, inputs), values)
+    if index is not None:
+        _check_index(index, inputs, words, fail)
+    return _made(module, scales, (outputs, inputs), values, fail)
 
 
 def _packed(tensors: Mapping[str, RawTensor], module: str, fail: Fail) -> RawTensor:
     """compressed-tensors | weight_packed [out, in / n] | weight_scale [out, groups] | weight_shape | maybe
     weight_zero_point [out / n, groups] and weight_g_idx [in] |: whole numbers around zero, stored with half added."""
-    words, scales = (_part(tensors, module, part, 2, fail) for part in ("weight_packed", "weight_scale"))
-    if f"{module}.weight_shape" not in tensors:
-        fail(f"tensor '{module}.weight_shape' is missing; '{module}.weight_packed' needs it")
-    stated_shape = tensors[f"{module}.weight_shape"]
-    if stated_shape.type not in WHOLE or stated_shape.shape != (2,):
-        found = f"{stated_shape.type} of shape {stated_shape.shape}"
-        fail(f"tensor '{module}.weight_shape' is {found}; expected two whole numbers ({' or '.join(WHOLE)})")
-    outputs, inputs = (int(extent) for extent in _integers(stated_shape))
-    _expect(fail, module, outputs > 0 and inputs > 0)
+    words, scales = (part_of(tensors, module, part, fail) for part in ("weight_packed", "weight_scale"))
+    shape = tensors.get(f"{module}.weight_shape")
+    two = f"two whole numbers ({' or '.join(WHOLE)}), each at least 1"
+    if shape is None:
+        fail(f"tensor '{module}.weight_shape' is missing beside '{words.name}'; expected {two}: {REMEDY}", words.name)
+    expect(fail, shape, shape.type in WHOLE and shape.shape == (2,), two)
+    outputs, inputs = (int(extent) for extent in whole_numbers(shape))
+    if outputs < 1 or inputs < 1:
+        fail(f"tensor '{shape.name}' holds {outputs} and {inputs}; expected {two}: {REMEDY}", shape.name)
+    lengths = {bits: -(-inputs // (32 // bits)) for bits in (4, 8)}
+    bits = next((bits for bits, length in lengths.items() if words.shape == (outputs, length)), 0)
+    wanted = " or ".join(f"{(outputs, length)} ({bits} bits)" for bits, length in lengths.items())
+    expect(fail, words, bits > 0, f"shape {wanted}", shape)
     groups = scales.shape[1]
-    bits = next((bits for bits in (4, 8) if words.shape == (outputs, -(-inputs // (32 // bits)))), 0)
-    _expect(fail, module, bits > 0 and scales.shape[0] == outputs and groups > 0)
+    expect(fail, scales, scales.shape[0] == outputs and groups > 0, f"{outputs} rows of a scale a group", words)
     zeros, index = (tensors.get(f"{module}.weight_{part}") for part in ("zero_point", "g_idx"))
-    _expect(fail, module, index is None or (index.shape == (inputs,) and index.type in WHOLE))
-    _expect(fail, module, zeros is None or zeros.type == "I32")
-    _expect(fail, module, zeros is None or zeros.shape == (-(-outputs * bits // 32), groups))
-    _expect(fail, module, index is not None or inputs % groups == 0)
+    if index is None:
+        expect(fail, scales, inputs % groups == 0, f"a count of groups that divides rows of {inputs} values", words)
+    else:
+        _check_index(index, inputs, words, fail)
+    if zeros is not None:
+        extents = -(-outputs * bits // 32), groups
+        expect(fail, zeros, zeros.type == "I32" and zeros.shape == extents, f"I32 of shape {extents}", words, scales)
     half = 1 << (bits - 1)
 
     def values() -> F32:
-        q = (_spread(_integers(words), bits)[:, :inputs] - half).astype(np.float32)
-        group = np.arange(inputs) // (inputs // groups) if index is None else _integers(index)
-        if group.min() < 0 or group.max() >= groups:
-            fail(f"tensor '{module}.weight_g_idx' names group {int(group.max())} of {groups}")
+        q = (_spread(whole_numbers(words), bits)[:, :inputs] - half).astype(np.float32)
+        group = np.arange(inputs) // (inputs // groups) if index is None else groups_of(index, groups, fail)
         if zeros is not None:
-            zero = (_spread(_integers(zeros).T, bits)[:, :outputs].T - half).astype(np.float32)
+            zero = (_spread(whole_numbers(zeros).T, bits)[:, :outputs].T - half).astype(np.float32)
             q -= zero[:, group]
         made: F32 = q * _floats(scales)[:, group]
         return made
 
-    return _made(module, scales.type, (outputs, inputs), values)
+    return _made(module, scales, (outputs, inputs), values, fail)
 
 
 def _scaled(tensors: Mapping[str, RawTensor], module: str, stated: Mapping[str, Any], fail: Fail) -> RawTensor:
@@ -157,23 +167,28 @@ def _scaled(tensors: Mapping[str, RawTensor], module: str, stated: Mapping[str, 
     names = [f"{module}.weight_scale", f"{module}.weight_scale_inv"]
     scales = next((tensors[name] for name in names if name in tensors), None)
     if scales is None:
-        fail(f"tensor '{module}.weight' is {weight.type}; expected '{names[0]}' or '{names[1]}' beside it")
-    _expect(fail, module, len(weight.shape) == 2 and scales.type in FLOATS)
-    blocks = (*(1,) * (2 - len(scales.shape)), *scales.shape) if scales.elements == 1 else scales.shape
-    blocks = (*blocks, 1) if len(blocks) == 1 else blocks
-    _expect(fail, module, len(blocks) == 2 and min(blocks) > 0)
+        fail(f"tensor '{weight.name}' is {weight.type}; expected '{names[0]}' or '{names[1]}' beside it", weight.name)
+    expect(fail, weight, len(weight.shape) == 2 and min(weight.shape) > 0, "a matrix")
+    by_kind = f"{' or '.join(FLOATS)}: one, one a row, or one a block"
+    blocks = (1, 1) if scales.elements == 1 else (*scales.shape, 1) if len(scales.shape) == 1 else scales.shape
+    expect(fail, scales, scales.type in FLOATS and len(blocks) == 2 and min(blocks) > 0, by_kind, weight)
     even = [-(-extent // count) for extent, count in zip(weight.shape, blocks, strict=True)]
     size = stated.get("weight_block_size") if scales.elements > 1 and "inv" in scales.name else even
     if not isinstance(size, list) or len(size) != 2 or not all(type(extent) is int and extent > 0 for extent in size):
-        fail("config.json: 'weight_block_size' has to be two whole numbers")
-    _expect(fail, module, all(-(-weight.shape[axis] // size[axis]) == blocks[axis] for axis in (0, 1)))
+        fail(f"config.json: 'weight_block_size' is {brief(size)}; expected two whole numbers from 1 on")
+    size = [min(extent, most) for extent, most in zip(size, weight.shape, strict=True)]
+    wanted = tuple(-(-weight.shape[axis] // size[axis]) for axis in (0, 1))
+    by_block = f"{wanted}: one for each {size[0]} rows and {size[1]} columns ('weight_block_size')"
+    expect(fail, scales, blocks == wanted, by_kind if size == even else by_block, weight)
     zeros = tensors.get(f"{module}.weight_zero_point")
-    _expect(fail, module, zeros is None or (zeros.elements == scales.elements and zeros.type in _INTEGERS))
+    if zeros is not None:
+        fits = zeros.elements == scales.elements and zeros.type in ("I8", "U8", *WHOLE)
+        expect(fail, zeros, fits, f"a whole number for each of {scales.elements} scales", scales)
 
     def values() -> F32:
-        q = _float8(weight) if weight.type in FLOAT8 else _integers(weight).astype(np.float32)
+        q = _float8(weight) if weight.type in FLOAT8 else whole_numbers(weight).astype(np.float32)
         if zeros is not None:
-            q = q - _integers(zeros).astype(np.float32).reshape(blocks)
+            q = q - whole_numbers(zeros).astype(np.float32).reshape(blocks)
         factors = _floats(scales).reshape(blocks)
         if factors.size > 1:
             for axis in (0, 1):
@@ -182,29 +197,21 @@ def _scaled(tensors: Mapping[str, RawTensor], module: str, stated: Mapping[str, 
         made: F32 = q * factors
         return made
 
-    return _made(module, scales.type, weight.shape, values)
+    return _made(module, scales, weight.shape, values, fail)
 
 
-def _made(module: str, type: str, shape: tuple[int, ...], values: Callable[[], F32]) -> RawTensor:
-    return MadeTensor(f"{module}.weight", type, shape, lambda: quantize(values(), type).reshape(-1))
+def _made(module: str, scales: RawTensor, shape: tuple[int, ...], values: Callable[[], F32], fail: Fail) -> RawTensor:
+    name = f"{module}.weight"
+    return MadeTensor(
+        name,
+        scales.type,
+        shape,
+        lambda: quantize(checked_values(values, name, scales, fail), scales.type).reshape(-1),
+    )
 
 
-def _part(tensors: Mapping[str, RawTensor], module: str, part: str, axes: int, fail: Fail) -> RawTensor:
-    tensor = tensors.get(f"{module}.{part}")
-    wanted = FLOATS if "scale" in part else ("I32",)
-    if tensor is None or tensor.type not in wanted or len(tensor.shape) != axes:
-        found = "missing" if tensor is None else f"{tensor.type} of shape {tensor.shape}"
-        fail(f"tensor '{module}.{part}' is {found}; a quantised weight needs it as a matrix of {' or '.join(wanted)}")
-    return tensor
-
-
-def _expect(fail: Fail, module: str, fits: bool) -> None:
-    if not fits:
-        fail(f"the parts of quantised weight '{module}' do not fit each other: a shape or type is not their format's")
-
-
-def _integers(tensor: RawTensor) -> npt.NDArray[Any]:
-    return np.ascontiguousarray(tensor.data).view(_INTEGERS[tensor.type]).reshape(tensor.shape)
+def _check_index(index: RawTensor, inputs: int, words: RawTensor, fail: Fail) -> None:
+    expect(fail, index, index.shape == (inputs,) and index.type in WHOLE, f"{inputs} whole numbers", words)
 
 
 def _floats(tensor: RawTensor) -> F32:
@@ -220,7 +227,7 @@ def _spread(words: npt.NDArray[Any], bits: int) -> I32:
 
 def _columns(tensor: RawTensor, order: Sequence[int]) -> F32:
     """The nibbles of [rows, n] words as [rows, 8 n], nibble i of a word in its column order[i]."""
-    nibbles = _spread(_integers(tensor), 4).reshape(tensor.shape[0], -1, 8)
+    nibbles = _spread(whole_numbers(tensor), 4).reshape(tensor.shape[0], -1, 8)
     return nibbles[:, :, np.argsort(order)].reshape(tensor.shape[0], -1).astype(np.float32)
 
 

@@ -14,7 +14,7 @@ import mmap
 import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -29,6 +29,7 @@ from puna.models.facts import Facts
 from puna.models.folder_vocabulary import kind_of_folder
 from puna.models.gguf_parse import brief, clipped
 from puna.models.model_file import Container
+from puna.models.packed_parts import Fail
 from puna.models.packed_weights import plain_weights
 from puna.models.tokenizer import Tokenizer
 
@@ -138,6 +139,7 @@ def read_safetensors(folder: str | os.PathLike[str]) -> SafetensorsFolder:
     if _depth(config) > MAX_DEPTH:
         raise ModelFileError(f"{path / 'config.json'}: is nested deeper than {MAX_DEPTH} levels")
     tensors: dict[str, RawTensor] = {}
+    places: dict[str, Path] = {}
     maps: list[tuple[Path, mmap.mmap]] = []
     wanted = _parts(path)
     for part, names in wanted.items():
@@ -149,8 +151,18 @@ def read_safetensors(folder: str | os.PathLike[str]) -> SafetensorsFolder:
         for name in sorted(names - found.keys()):
             raise ModelFileError(f"{part}: tensor {clipped(name)!r} is missing; {INDEX} says that it is here")
         tensors |= found
-    opened = SafetensorsFolder(path, MappingProxyType(config), MappingProxyType(tensors), tuple(maps))
-    return replace(opened, tensors=MappingProxyType(plain_weights(tensors, config, opened.fail)))
+        places |= dict.fromkeys(found, part)
+    weights = plain_weights(tensors, config, _failing_at(path, places))
+    return SafetensorsFolder(path, MappingProxyType(config), MappingProxyType(weights), tuple(maps))
+
+
+def _failing_at(path: Path, places: Mapping[str, Path]) -> Fail:
+    """Errors that begin with the part that a tensor lies in, or with the folder."""
+
+    def fail(message: str, tensor: str | None = None, /) -> NoReturn:
+        raise ModelFileError(f"{places.get(tensor or '', path)}: {clipped(message, 1500)}")
+
+    return fail
 
 
 def _depth(value: Any) -> int:
