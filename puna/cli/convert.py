@@ -42,6 +42,7 @@ def convert(
             force=force,
             lossy=lossy,
             progress=lambda done, total, what: writing(done, total, f"converting {what}"),
+            tell=lambda line: typer.echo(plain(line), err=True),
         )
     for line in done.lost:
         typer.echo(f"not kept: {plain(line)}", err=True)

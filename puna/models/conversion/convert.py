@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,12 @@ from puna.models.conversion.gguf_entries import gguf_architecture, gguf_entries,
 from puna.models.conversion.layout import PlannedFile, differences, planned_layout
 from puna.models.conversion.mixes import MIXES, type_of
 from puna.models.conversion.placing import picked, place
+from puna.models.conversion.working_folder import clear_abandoned
 from puna.models.conversion.writing import (
     Progress,
     appearing,
     check_free,
+    unheard,
     unseen,
     write_gguf_file,
     write_safetensors_file,
@@ -63,10 +65,12 @@ def convert(
     force: bool = False,
     lossy: bool = False,
     progress: Progress = unseen,
+    tell: Callable[[str], None] = unheard,
 ) -> Converted:
     """`target`: a name that ends in .gguf becomes a file, any other a folder. `type`: one of MIXES for a file, of
     FOLDER_TYPES for a folder; where it is left out, the type of most weights where the target can have it, else F16.
-    `lossy`: write also what the container cannot describe in full.
+    `lossy`: write also what the container cannot describe in full. What a conversion to the same target has left that
+    was killed is removed, and `tell` told.
 
     Raises InputError for what was asked, ModelFileError for what is wrong with the source.
     """
@@ -76,6 +80,7 @@ def convert(
     if type is not None and type not in allowed:
         kind = "a .gguf file" if to_gguf else "a folder (a name that does not end in .gguf)"
         raise InputError(f"type {type!r} is not known for {kind}; known: {', '.join(allowed)}", param="type")
+    clear_abandoned(path, tell)
     check_free(path, force=force, folder=not to_gguf)
     file = open_model_file(source)
     _check_apart(file, path)

@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import struct
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import IO, Any
 
 from puna.errors import InputError
 from puna.models.conversion.encoding import Target, encoded
+from puna.models.conversion.working_folder import working_folder
 from puna.models.gguf_format import DEFAULT_ALIGNMENT
 from puna.models.gguf_write import header_bytes, padded
 
@@ -27,6 +27,10 @@ Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, what is 
 
 def unseen(_done_bytes: int, _total_bytes: int, _what: str) -> None:
     """Progress that nobody watches."""
+
+
+def unheard(_line: str) -> None:
+    """What nobody is told."""
 
 
 SPARE_BYTES = 64 << 20  # left free on the disk whatever is written
@@ -44,16 +48,13 @@ def appearing(target: Path, needed_bytes: int, *, force: bool, folder: bool = Fa
                 f"{target} needs {_mebibytes(needed_bytes + SPARE_BYTES)} on its disk, which has {_mebibytes(free)} "
                 "free; make room or name a place on another disk"
             )
-        working = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        try:
-            part = working / target.name
+        with working_folder(target) as working:
+            part = working / "made"
             if folder:
                 part.mkdir()
             yield part
             _bring_to_disk(part)
             _move(part, target, working)
-        finally:
-            shutil.rmtree(working, ignore_errors=True)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         reason = "the disk is full; make room or name a place on another disk" if full else error.strerror or str(error)
