@@ -6,10 +6,11 @@ The kinds of encoders: byte-pair merging and unigrams by the `tokenizers` librar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers
@@ -91,20 +92,69 @@ class SpecialTokens:
             yield text[start:]
 
 
-class LibraryEncoder:
-    """A tokenizer of the `tokenizers` library that does everything by itself. `parse` gives a new one each time."""
+@dataclass(frozen=True)
+class LibraryReading:
+    """What the library makes of a tokenizer.json: ids by text, added tokens by id with whether they are special, and
+    the tokens around a text; or why it cannot encode any."""
 
-    def __init__(self, parse: Callable[[], tokenizers.Tokenizer]) -> None:
-        self._parse = parse
-        self.with_specials = parse()
+    ids: Mapping[str, int]
+    added: Mapping[int, tuple[str, bool]]
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+    problem: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        added = [[index, *token] for index, token in self.added.items()]
+        return {"ids": self.ids, "added": added, "before": self.before, "after": self.after, "problem": self.problem}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> LibraryReading:
+        added = {index: (text, special) for index, text, special in value["added"]}
+        return cls(value["ids"], added, tuple(value["before"]), tuple(value["after"]), value["problem"])
+
+
+class LibraryEncoder:
+    """A tokenizer of the `tokenizers` library that does everything by itself. `text`: a tokenizer.json; `names`: texts
+    that are special tokens though it may not say so. Raises as the library does (`library_errors`)."""
+
+    def __init__(self, text: str, names: Sequence[str]) -> None:
+        self._text, self._names = text, names
+        self._with_specials = self._parsed()
 
     def encode(self, text: str, *, parse_special: bool) -> list[int]:
-        return encode_by_library(self.with_specials if parse_special else self._as_text, text)
+        return encode_by_library(self._with_specials if parse_special else self._as_text, text)
+
+    @cached_property
+    def reading(self) -> LibraryReading:
+        tokenizer = self._with_specials
+        added = {index: (token.content, token.special) for index, token in tokenizer.get_added_tokens_decoder().items()}
+        found = LibraryReading(tokenizer.get_vocab(with_added_tokens=True), added)
+        try:
+            with library_errors():
+                probe = tokenizer.encode("a")
+        except ValueError as error:
+            return replace(found, problem=str(error))
+        inside = [place for place, special in enumerate(probe.special_tokens_mask) if not special]
+        if not inside:
+            return replace(found, before=tuple(probe.ids))
+        return replace(found, before=tuple(probe.ids[: inside[0]]), after=tuple(probe.ids[inside[-1] + 1 :]))
 
     @cached_property
     def _as_text(self) -> tokenizers.Tokenizer:
-        tokenizer = self._parse()
+        tokenizer = self._parsed()
         tokenizer.encode_special_tokens = True
+        return tokenizer
+
+    def _parsed(self) -> tokenizers.Tokenizer:
+        tokenizer = tokenizers.Tokenizer.from_str(self._text)
+        known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+        tokenizer.add_special_tokens(
+            [
+                tokenizers.AddedToken(content, special=True, normalized=False)
+                for content in dict.fromkeys(self._names)
+                if content not in known and tokenizer.token_to_id(content) is not None
+            ]
+        )
         return tokenizer
 
 

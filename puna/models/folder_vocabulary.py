@@ -1,9 +1,9 @@
 """The tokenizer of a folder: tokenizer.json as it is, with what tokenizer_config.json and generation_config.json add.
 
-The `tokenizers` library runs the file's own normalizer, pre-tokenizer, model and post-processor. What tokens stand for
-is read from the file's decoder, so that decoding is exact bytes. Tokens at beginnings and ends are the
-post-processor's, as in transformers 5: add_bos_token and add_eos_token of tokenizer_config.json hold for
-tokenizer.model alone.
+The `tokenizers` library runs the file's own normalizer, pre-tokenizer, model and post-processor, in a process apart
+where the file has expressions that nobody knows (guarded_encoding.py). What tokens stand for is read from the file's
+decoder, so that decoding is exact bytes. Tokens at beginnings and ends are the post-processor's, as in transformers 5:
+add_bos_token and add_eos_token of tokenizer_config.json hold for tokenizer.model alone.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
-import tokenizers
-from tokenizers import AddedToken
-
-from puna.models.encoders import Encoder, LibraryEncoder, library_errors
+from puna.models.encoders import Encoder, LibraryEncoder, LibraryReading, library_errors
 from puna.models.gguf_parse import brief, clipped
+from puna.models.guarded_encoding import GuardedEncoder, unknown_expression
 from puna.models.model_file import ModelFile
 from puna.models.vocabulary import (
     BYTE,
@@ -52,24 +50,15 @@ def folder_tokenizer(folder: Folder) -> tuple[Vocabulary, Encoder]:
     named = named_tokens(folder, config)
     text = json.dumps({**described, "truncation": None, "padding": None})
 
-    def parse() -> tokenizers.Tokenizer:
-        tokenizer = tokenizers.Tokenizer.from_str(text)
-        known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-        tokenizer.add_special_tokens(
-            [
-                AddedToken(content, special=True, normalized=False)
-                for content in dict.fromkeys(named.values())
-                if content not in known and tokenizer.token_to_id(content) is not None
-            ]
-        )
-        return tokenizer
-
+    encoder: LibraryEncoder | GuardedEncoder
     try:
         with library_errors():
-            encoder = LibraryEncoder(parse)
+            expression, names = unknown_expression(described), list(named.values())
+            encoder = LibraryEncoder(text, names) if expression is None else GuardedEncoder(text, names, expression)
+            reading = encoder.reading
     except ValueError as error:
         _fail(folder, f"the tokenizers library cannot read it: {clipped(str(error))}")
-    return _vocabulary(folder, described, named, encoder.with_specials), encoder
+    return _vocabulary(folder, described, named, reading), encoder
 
 
 def kind_of_folder(folder: Folder) -> str:
@@ -106,22 +95,24 @@ def _vocabulary(
     folder: Folder,
     described: Mapping[str, Any],
     named: Mapping[str, str],
-    tokenizer: tokenizers.Tokenizer,
+    reading: LibraryReading,
 ) -> Vocabulary:
     decoding = _read_decoder(folder, described.get("decoder"))
-    ids = tokenizer.get_vocab(with_added_tokens=True)
+    ids = reading.ids
     if not ids or max(ids.values()) >= MAX_ID:
         _fail(folder, f"the vocabulary has {len(ids)} tokens with ids that do not start at 0 and stay below {MAX_ID}")
     texts, kinds = [""] * (max(ids.values()) + 1), [UNUSED] * (max(ids.values()) + 1)
     for text, index in ids.items():
         texts[index] = text
         kinds[index] = BYTE if decoding.bytes_by_name and byte_of(text) is not None else NORMAL
-    for index, token in tokenizer.get_added_tokens_decoder().items():
-        texts[index] = token.content
-        kinds[index] = CONTROL if token.special else USER_DEFINED
+    for index, (text, special) in reading.added.items():
+        texts[index] = text
+        kinds[index] = CONTROL if special else USER_DEFINED
     padded(folder, texts, kinds)
     bos, eos = (ids.get(named.get(key, "")) for key in ("bos_token", "eos_token"))
-    before, after = _around(folder, tokenizer)
+    if reading.problem:
+        _fail(folder, f"it cannot encode: {clipped(reading.problem)}")
+    before, after = reading.before, reading.after
     for index in (*before, *after):
         if index >= len(texts):
             _fail(folder, f"its post-processor adds token {index}; the vocabulary has {len(texts)}")
@@ -160,18 +151,6 @@ def around_by_config(
         (token,) if config.get(key) and token is not None else () for key, token in zip(keys, (bos, eos), strict=True)
     )
     return before, after
-
-
-def _around(folder: Folder, tokenizer: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    try:
-        with library_errors():
-            probe = tokenizer.encode("a")
-    except ValueError as error:
-        _fail(folder, f"it cannot encode: {clipped(str(error))}")
-    inside = [place for place, special in enumerate(probe.special_tokens_mask) if not special]
-    if not inside:
-        return tuple(probe.ids), ()
-    return tuple(probe.ids[: inside[0]]), tuple(probe.ids[inside[-1] + 1 :])
 
 
 def _growth(normalizer: Any) -> int:

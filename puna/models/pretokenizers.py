@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 _SPACES = r"\s+(?!\S)|\s+"
 _SYMBOLS = r" ?[^\s\p{L}\p{N}]+"
+_SPACES_AT_THE_END = r"(?<!\s)\s+$"  # begun at a run's beginning alone: else a run of n costs n * n where more follows
 _CONTRACTIONS = "'s|'t|'re|'ve|'m|'ll|'d"
 _ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _OPENED = r"[^\r\n\p{L}\p{N}]?"  # any one character may open a word
@@ -168,7 +169,7 @@ _NAMES: list[tuple[PreTokenizer, str]] = [
     (
         _cut(
             *(r"[\r\n]", rf"\s?{_CASED}", "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+"),
-            *(r"\s+$", _DEEPSEEK_HAN, r"\p{N}"),
+            *(_SPACES_AT_THE_END, _DEEPSEEK_HAN, r"\p{N}"),
         ),
         "deepseek-llm",
     ),
