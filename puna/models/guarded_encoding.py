@@ -20,7 +20,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-import puna
 from puna.models.encoders import LibraryReading
 from puna.models.pretokenizers import PRE_TOKENIZERS
 
@@ -112,7 +111,7 @@ class GuardedEncoder:
 
 class _Child:
     def __init__(self) -> None:
-        home = str(Path(puna.__file__).parent.parent)
+        home = str(Path(__file__).parents[2])  # what `puna` was imported from, wherever the child starts
         path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH", "")]))
         self._owner = os.getpid()
         self._process = subprocess.Popen(
