@@ -7,6 +7,7 @@ they are decoded at once or one by one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -20,6 +21,13 @@ from puna.models.vocabulary import CONTROL, UNKNOWN, Vocabulary
 if TYPE_CHECKING:
     from puna.models.folder_vocabulary import Folder
     from puna.models.model_file import ModelFile
+
+COUNTED_CHARS = 1 << 20  # of a text, in which words are counted
+
+# A letter behind a space or nothing. What may be composed with the character behind it is none in a text; in a token it
+# is one, so that a text never has more of them than its tokens together.
+_WORD_BEGINS = re.compile(r"(?<![^ ])[A-Za-z](?=[\x00-\x7f])")
+_WORD_BEGINS_IN_TOKEN = re.compile(rb"(?<![^ ])[A-Za-z]")
 
 
 class Tokenizer:
@@ -71,9 +79,13 @@ class Tokenizer:
         return self.bos_id is not None and self._vocabulary.before[:1] == (self.bos_id,)
 
     def fewest_tokens(self, text: str) -> int:
-        """A number of tokens that `text` certainly does not stay under, known without the work of encoding it."""
+        """A number of tokens that `text` certainly does not stay under, known without the work of encoding it: from its
+        length and the longest token, and from how many words begin in it and in a token at most."""
         shrinks = self._vocabulary.shrinks
-        return -(-len(text) // (self._longest_token_bytes * shrinks)) if shrinks else 0
+        if not shrinks:
+            return 0
+        words = len(_WORD_BEGINS.findall(text, 0, COUNTED_CHARS))
+        return max(-(-len(text) // (self._longest_token_bytes * shrinks)), -(-words // self._most_words))
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """Raises InputError for an id that is not in the vocabulary."""
@@ -110,6 +122,13 @@ class Tokenizer:
     @cached_property
     def _longest_token_bytes(self) -> int:
         return max(1, *(len(self.token_bytes(token)) for token in range(self.vocab_size)))
+
+    @cached_property
+    def _most_words(self) -> int:
+        """That begin in one token; its own beginning may be one."""
+        return max(
+            1, *(len(_WORD_BEGINS_IN_TOKEN.findall(self.token_bytes(token))) for token in range(self.vocab_size))
+        )
 
     def _shown_bytes(self, token_id: int) -> bytes:
         return b"" if token_id in self.special_ids else self.token_bytes(token_id)

@@ -114,9 +114,22 @@ def test_any_text_comes_back(tokenizer: Tokenizer, text: str) -> None:
         assert tokenizer.decode(ids, skip_special_tokens=False) == text
 
 
-@given(any_text)
+words = st.lists(st.sampled_from(["the", "llama", " ", "a", "a\u0301", "\u2581b", "<|im_end|>", "\n", "1"])).map(
+    " ".join
+)
+
+
+@given(any_text | words)
 def test_no_text_has_fewer_tokens_than_the_fewest(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.fewest_tokens(text) <= len(tokenizer.encode(text))
+
+
+def test_words_are_counted_where_no_token_has_two(make: Callable[..., Tokenizer]) -> None:
+    assert make().fewest_tokens("llama " * 1000) == 1000
+    tokens, _ = tiny_vocabulary(300)
+    tokens[0] = "hello the llama"
+    kinds = np.array([USER_DEFINED, 3, 3] + [NORMAL] * 297, np.int32)
+    assert make(tokens=tokens, token_type=kinds).fewest_tokens("the " * 999) == 333
 
 
 def test_long_text_has_the_tokens_of_its_parts(tokenizer: Tokenizer) -> None:
