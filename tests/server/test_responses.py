@@ -14,6 +14,8 @@ from tests.server.process import ServerProcess
 
 ASKED: dict[str, Any] = {"model": "tiny", "input": "hello llama", "max_output_tokens": 12, "temperature": 20.0}
 SEEDED: dict[str, Any] = {**ASKED, "extra_body": {"seed": 7, "ignore_eos": True}}
+# By itself, after five tokens: at a temperature of 20 the bias would leave one answer in twenty without its end.
+ENDING: dict[str, Any] = {**ASKED, "temperature": 1.0, "extra_body": {"logit_bias": {"2": 100}, "min_tokens": 5}}
 # In this order; text deltas may be any number.
 EVENTS = [
     "response.created",
@@ -53,7 +55,7 @@ def test_it_says_what_chat_would_say(client: openai.OpenAI) -> None:
 
 
 def test_an_answer_that_ended_by_itself_is_completed(client: openai.OpenAI) -> None:
-    response = client.responses.create(**ASKED, extra_body={"logit_bias": {"2": 100}})
+    response = client.responses.create(**ENDING)
     assert (response.status, response.incomplete_details) == ("completed", None)
 
 
@@ -70,7 +72,7 @@ def test_a_stream_has_its_events_in_order_and_ends_with_the_whole_response(clien
 
 
 def test_the_clients_stream_helper_ends_with_the_response(client: openai.OpenAI) -> None:
-    with client.responses.stream(**ASKED, extra_body={"logit_bias": {"2": 100}, "min_tokens": 5}) as stream:
+    with client.responses.stream(**ENDING) as stream:
         texts = [event.delta for event in stream if event.type == "response.output_text.delta"]
         assert stream.get_final_response().output_text == "".join(texts)
 

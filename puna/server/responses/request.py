@@ -12,7 +12,7 @@ import msgspec
 from puna.engine.params import SamplingParams
 from puna.server.errors import RequestError
 from puna.server.ignored import Ignored
-from puna.server.requests import Drawing, ResponseFormat, StreamOptions, refuse_off_values
+from puna.server.requests import Drawing, ResponseFormat, refuse_off_values
 from puna.server.sampling import given
 
 MAX_METADATA = 16
@@ -44,6 +44,12 @@ class Reasoning(msgspec.Struct, frozen=True):
     generate_summary: Any = None
 
 
+class Obfuscation(msgspec.Struct, frozen=True):
+    """All that a stream of responses can be asked; its last event has the usage anyway."""
+
+    include_obfuscation: bool | None = None
+
+
 class ResponsesRequest(Drawing, frozen=True, kw_only=True):
     input: str | list[dict[str, Any]]
     instructions: str | None = None
@@ -57,7 +63,7 @@ class ResponsesRequest(Drawing, frozen=True, kw_only=True):
     text: TextOptions | None = None
     reasoning: Reasoning | None = None
     stop: str | list[str] | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: Obfuscation | None = None
     tools: Any = None
     tool_choice: Any = None
     parallel_tool_calls: Any = None

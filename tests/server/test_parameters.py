@@ -1,0 +1,101 @@
+"""Every field of a body is heard: sampling parameters reach the engine from every endpoint, and the page names all."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from puna.engine.params import SamplingParams
+from puna.server.messages import request as messages
+from puna.server.requests import ChatRequest, CompletionRequest, ResponseFormat, StreamOptions
+from puna.server.responses import request as responses
+from puna.server.sampling import chat_params, completion_params
+from puna.server.tokens import DetokenizeRequest, TokenizeRequest
+from tests.server.process import ServerProcess
+
+PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+
+# Of every parameter a value that is not its default.
+SAME: dict[str, Any] = {
+    "temperature": 0.5,
+    "top_k": 7,
+    "top_p": 0.9,
+    "min_p": 0.1,
+    "repetition_penalty": 1.2,
+    "frequency_penalty": 0.3,
+    "presence_penalty": -0.4,
+    "logit_bias": {5: 2.0},
+    "allowed_token_ids": [5, 6],
+    "bad_words": ["salt"],
+    "min_tokens": 3,
+    "stop_token_ids": [9],
+    "include_stop_str_in_output": True,
+    "ignore_eos": True,
+    "seed": 11,
+    "skip_special_tokens": False,
+    "truncate_prompt_tokens": 40,
+}
+OF_CHOICES: dict[str, Any] = {"n": 3, "stop": ["end"], "prompt_logprobs": 1, "max_tokens": 21}
+ONE_ANSWER = {"n", "prompt_logprobs"}  # what responses and messages have no place for
+
+CHAT = {"messages": [{"role": "user", "content": "x"}], "logprobs": True, "top_logprobs": 4, **SAME, **OF_CHOICES}
+COMPLETION = {"prompt": "x", "logprobs": 4, **SAME, **OF_CHOICES}
+RESPONSE = {"input": "x", "max_output_tokens": 21, "top_logprobs": 4, "stop": ["end"], **SAME}
+MESSAGE = {"messages": [], "max_tokens": 21, "stop_sequences": ["end"], **SAME}
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "params_of", "missing"),
+    [
+        (CHAT, ChatRequest, chat_params, set()),
+        (COMPLETION, CompletionRequest, completion_params, set()),
+        (RESPONSE, responses.ResponsesRequest, responses.params_of, ONE_ANSWER),
+        (MESSAGE, messages.MessagesRequest, messages.params_of, ONE_ANSWER | {"logprobs"}),
+    ],
+)
+def test_every_sampling_parameter_reaches_the_engine_from_every_endpoint(
+    body: dict[str, Any], kind: Any, params_of: Callable[[Any], SamplingParams], missing: set[str]
+) -> None:
+    params = params_of(msgspec.json.decode(msgspec.json.encode(body), type=kind))
+    wanted = {**SAME, **OF_CHOICES, "logprobs": 4}
+    assert set(wanted) == set(SamplingParams.__struct_fields__)
+    assert {name: getattr(params, name) for name in wanted if name not in missing} == {
+        name: value for name, value in wanted.items() if name not in missing
+    }
+
+
+def fields() -> Iterator[str]:
+    for kind in (
+        ChatRequest,
+        CompletionRequest,
+        ResponseFormat,
+        StreamOptions,
+        TokenizeRequest,
+        DetokenizeRequest,
+        responses.ResponsesRequest,
+        responses.TextOptions,
+        responses.Reasoning,
+        responses.Obfuscation,
+        messages.MessagesRequest,
+        messages.Metadata,
+    ):
+        yield from kind.__struct_fields__
+
+
+def test_the_page_names_every_field_of_every_body() -> None:
+    prose = re.sub(r"(?ms)^```.*?^```", "", PAGE)
+    named = set(re.findall(r"[a-z_]+", " ".join(re.findall(r"`[^`]+`", prose))))
+    assert sorted(set(fields()) - named) == []
+
+
+@pytest.mark.parametrize("change", [{"stream_options": {"include_usage": True}}, {"text": {"shape": 1}}])
+def test_options_inside_options_that_nobody_reads_are_named(server: ServerProcess, change: dict[str, Any]) -> None:
+    """A response's usage comes in its last event, asked for or not."""
+    response = server.post("/v1/responses", {"input": "x", "max_output_tokens": 2, "stream": True, **change})
+    ((outer, inner),) = change.items()
+    assert response.headers["puna-ignored"] == f"{outer}.{next(iter(inner))}"
