@@ -48,10 +48,10 @@ BYTES = (
 
 
 class Garbage:
-    """One client without manners."""
+    """One client without manners. `wait_s`: for an answer, before it gives up an attempt."""
 
-    def __init__(self, host: str, port: int, key: str, chance: random.Random) -> None:
-        self.host, self.port, self.key, self.chance = host, port, key, chance
+    def __init__(self, host: str, port: int, key: str, chance: random.Random, wait_s: float = WAIT_S) -> None:
+        self.host, self.port, self.key, self.chance, self.wait_s = host, port, key, chance, wait_s
 
     async def attempt(self) -> tuple[str, int]:
         """What was tried, and the status that came back."""
@@ -67,7 +67,8 @@ class Garbage:
         )
         kind = self.chance.choice(kinds)
         try:
-            return kind.__name__, await kind()
+            async with asyncio.timeout(self.wait_s):
+                return kind.__name__, await kind()
         except TimeoutError:
             return kind.__name__, NO_ANSWER
         except OSError:
@@ -120,10 +121,9 @@ class Garbage:
                 writer.write_eof()
             if not read:
                 return 0
-            async with asyncio.timeout(WAIT_S):
-                while (line := await reader.readline()).startswith(b"HTTP/1.1 1"):  # says that it still works on it
-                    while (await reader.readline()).strip():
-                        pass
+            while (line := await reader.readline()).startswith(b"HTTP/1.1 1"):  # says that it still works on it
+                while (await reader.readline()).strip():
+                    pass
             return int(line.split()[1]) if line.startswith(b"HTTP/") else 0
         finally:
             await _closed(writer)

@@ -30,6 +30,7 @@ SUMS = (
     "prefix_cache_queries_total",
     "prefix_cache_hits_total",
     "steps_total",
+    "computed_tokens_total",
     "http_cpu_seconds_total",
 )
 
@@ -75,6 +76,7 @@ class SoakServer:
             "blocks_used": engine["blocks_used"],
             "blocks_total": engine.get("blocks_total", 0),
             "restarts": engine["restarts"],
+            "engine_pid": engine["pid"],
         }
         for name, labels, value in _SAMPLE.findall(self._get("/metrics").text):
             if name in SUMS:
