@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 _LABEL, _VALUE = 0x800000FF, 0x7FFFFFFF
 _LARGEST = 1 << 26  # bytes
-_MOST_KEYS = 1 << 18  # and beginnings of keys; SentencePiece's own rules have some ten thousand
+_MOST_KEYS = 1 << 19  # and beginnings of keys; SentencePiece's own rules have 225,000 keys, of some 270,000 beginnings
 
 
 class Charsmap:
