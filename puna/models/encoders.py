@@ -6,7 +6,7 @@ The kinds of encoders: byte-pair merging and unigrams by the `tokenizers` librar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -114,12 +114,12 @@ class LibraryReading:
 
 
 class LibraryEncoder:
-    """A tokenizer of the `tokenizers` library that does everything by itself. `text`: a tokenizer.json; `names`: texts
-    that are special tokens though it may not say so. Raises as the library does (`library_errors`)."""
+    """A tokenizer of the `tokenizers` library that does everything by itself. `text`: a tokenizer.json. Raises as the
+    library does (`library_errors`)."""
 
-    def __init__(self, text: str, names: Sequence[str]) -> None:
-        self._text, self._names = text, names
-        self._with_specials = self._parsed()
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._with_specials = tokenizers.Tokenizer.from_str(text)
 
     def encode(self, text: str, *, parse_special: bool) -> list[int]:
         return encode_by_library(self._with_specials if parse_special else self._as_text, text)
@@ -141,20 +141,8 @@ class LibraryEncoder:
 
     @cached_property
     def _as_text(self) -> tokenizers.Tokenizer:
-        tokenizer = self._parsed()
-        tokenizer.encode_special_tokens = True
-        return tokenizer
-
-    def _parsed(self) -> tokenizers.Tokenizer:
         tokenizer = tokenizers.Tokenizer.from_str(self._text)
-        known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-        tokenizer.add_special_tokens(
-            [
-                tokenizers.AddedToken(content, special=True, normalized=False)
-                for content in dict.fromkeys(self._names)
-                if content not in known and tokenizer.token_to_id(content) is not None
-            ]
-        )
+        tokenizer.encode_special_tokens = True
         return tokenizer
 
 

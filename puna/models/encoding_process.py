@@ -1,6 +1,6 @@
 """The process that runs a stranger's expressions: reads a tokenizer.json, then texts, and answers token ids.
 
-The first message is {tokenizer, names, seconds}, each other {text, special, seconds}; answers are what LibraryReading
+The first message is {tokenizer, seconds}, each other {text, special, seconds}; answers are what LibraryReading
 has, {ids}, or {error}. `seconds` of processor time are all a message gets: then the system ends the process, whatever
 it is doing. It also ends with its input.
 """
@@ -29,7 +29,7 @@ def main() -> None:
         try:
             with library_errors():
                 if encoder is None:
-                    encoder = LibraryEncoder(message["tokenizer"], message["names"])
+                    encoder = LibraryEncoder(message["tokenizer"])
                     answer = encoder.reading.to_json()
                 else:
                     answer = {"ids": encoder.encode(message["text"], parse_special=message["special"])}

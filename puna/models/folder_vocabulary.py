@@ -48,17 +48,34 @@ def folder_tokenizer(folder: Folder) -> tuple[Vocabulary, Encoder]:
     _check(folder, described)
     config = folder.json("tokenizer_config.json")
     named = named_tokens(folder, config)
-    text = json.dumps({**described, "truncation": None, "padding": None})
+    added = _with_named(described, named.values())
+    text = json.dumps({**described, "added_tokens": added, "truncation": None, "padding": None})
 
     encoder: LibraryEncoder | GuardedEncoder
     try:
         with library_errors():
-            expression, names = unknown_expression(described), list(named.values())
-            encoder = LibraryEncoder(text, names) if expression is None else GuardedEncoder(text, names, expression)
+            expression = unknown_expression(described)
+            encoder = LibraryEncoder(text) if expression is None else GuardedEncoder(text, expression)
             reading = encoder.reading
     except ValueError as error:
         _fail(folder, f"the tokenizers library cannot read it: {clipped(str(error))}")
     return _vocabulary(folder, described, named, reading), encoder
+
+
+def _with_named(described: Mapping[str, Any], named: Iterable[str]) -> Any:
+    """The file's added tokens, and tokens of its vocabulary that tokenizer_config.json alone calls special. They go
+    into the text: changed later, the library would build its search for all added tokens once more."""
+    added, vocab = described.get("added_tokens", []), described["model"].get("vocab")
+    if not isinstance(added, list):
+        return added
+    known = [token.get("content") for token in added if isinstance(token, dict)]
+    ids = vocab if isinstance(vocab, dict) else {}
+    if isinstance(vocab, list):
+        pieces = (entry[0] if isinstance(entry, list) and entry else None for entry in vocab)
+        ids = {piece: index for index, piece in enumerate(pieces) if isinstance(piece, str)}
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    found = [text for text in dict.fromkeys(named) if text in ids and text not in known]
+    return [*added, *({"id": ids[text], "content": text, "special": True, **plain} for text in found)]
 
 
 def kind_of_folder(folder: Folder) -> str:

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -66,8 +66,8 @@ class GuardedEncoder:
     """A tokenizer.json in another process, started anew where it was ended. Raises ValueError where the library does,
     and where time is up. Thread-safe; texts wait for each other."""
 
-    def __init__(self, text: str, names: Sequence[str], expression: str) -> None:
-        self._opening = {"tokenizer": text, "names": list(names)}
+    def __init__(self, text: str, expression: str) -> None:
+        self._opening = {"tokenizer": text}
         self._expression = expression
         self._lock = threading.Lock()
         self._child: _Child | None = None

@@ -111,6 +111,18 @@ def test_begin_and_end_tokens_are_the_post_processors_or_else_the_configs(tmp_pa
     assert not by_config.adds_bos
 
 
+@pytest.mark.parametrize("described", [sentencepiece_bpe(), unigram()], ids=["bpe", "unigram"])
+def test_a_token_that_only_tokenizer_config_calls_special_is_found_in_text(
+    tmp_path: Path, described: dict[str, Any]
+) -> None:
+    token = "h"
+    number = [piece if isinstance(piece, str) else piece[0] for piece in described["model"]["vocab"]].index(token)
+    tokenizer = folder_tokenizer(tmp_path, tokenizer=described, tokenizer_config={"cls_token": token})
+    assert number in tokenizer.special_ids
+    assert number in tokenizer.encode("the")
+    assert number not in tokenizer.encode("the", parse_special=False)
+
+
 def test_end_ids_are_those_of_generation_config(tmp_path: Path) -> None:
     files = {"tokenizer": sentencepiece_bpe(), "generation_config": {"eos_token_id": [5, 6]}}
     assert folder_tokenizer(tmp_path, {"eos_token_id": 7}, **files).eos_ids == (5, 6, 2)
