@@ -1,4 +1,4 @@
-"""One server with a tiny random model, for clients that other projects make.
+"""One server with the real model, for clients that other projects make.
 
 A client that is not installed is skipped, unless PUNA_ALL_CLIENTS says that all have to be there.
 """
@@ -13,7 +13,6 @@ from types import ModuleType
 import pytest
 
 from tests.server.process import ServerProcess
-from tests.tiny import write_tiny_llama
 
 
 def client_library(name: str) -> ModuleType:
@@ -25,9 +24,8 @@ def client_library(name: str) -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    model = write_tiny_llama(tmp_path_factory.mktemp("model") / "tiny.gguf")
-    running = ServerProcess.start(str(model), "--name", "tiny", "--api-key", "secret")
+def server() -> Iterator[ServerProcess]:
+    running = ServerProcess.start("smollm2", "--max-model-len", "2048", "--api-key", "secret")
     yield running
     running.kill()
 

@@ -12,10 +12,10 @@ from tests.clients.conftest import client_library
 from tests.server.process import ServerProcess
 
 anthropic = client_library("anthropic")
-pytestmark = pytest.mark.clients
+pytestmark = [pytest.mark.clients, pytest.mark.model]
 
 ASKED: dict[str, Any] = {
-    "model": "tiny",
+    "model": "smollm2",
     "max_tokens": 12,
     "messages": [{"role": "user", "content": "hello llama"}],
     "extra_body": {"temperature": 0},  # newer versions of the client have no parameter for it
@@ -30,7 +30,7 @@ def client(server: ServerProcess) -> Iterator[Any]:
 
 def test_a_whole_message(client: Any, said: str) -> None:
     message = client.messages.create(**ASKED)
-    assert (message.type, message.role, message.model) == ("message", "assistant", "tiny")
+    assert (message.type, message.role, message.model) == ("message", "assistant", "smollm2")
     assert message.content[0].text == said
     assert message.stop_reason in ("end_turn", "max_tokens")
     assert message.usage.input_tokens + message.usage.cache_read_input_tokens > 0
@@ -60,7 +60,7 @@ def test_the_async_client(server: ServerProcess, said: str) -> None:
 
 def test_tokens_are_counted_as_they_are_charged(client: Any) -> None:
     usage = client.messages.create(**ASKED).usage
-    counted = client.messages.count_tokens(model="tiny", messages=ASKED["messages"])
+    counted = client.messages.count_tokens(model="smollm2", messages=ASKED["messages"])
     assert counted.input_tokens == usage.input_tokens + usage.cache_read_input_tokens
 
 

@@ -10,7 +10,7 @@ from tests.clients.conftest import client_library
 from tests.server.process import ServerProcess
 
 litellm = client_library("litellm")
-pytestmark = pytest.mark.clients
+pytestmark = [pytest.mark.clients, pytest.mark.model]
 
 ASKED: dict[str, Any] = {
     "messages": [{"role": "user", "content": "hello llama"}],
@@ -28,7 +28,7 @@ def local_prices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "path"), [("openai/tiny", "/v1"), ("hosted_vllm/tiny", "/v1"), ("anthropic/tiny", "")]
+    ("model", "path"), [("openai/smollm2", "/v1"), ("hosted_vllm/smollm2", "/v1"), ("anthropic/smollm2", "")]
 )
 def test_a_whole_answer_and_a_stream(server: ServerProcess, said: str, model: str, path: str) -> None:
     whole = litellm.completion(model=model, api_base=server.url + path, **ASKED)
@@ -40,4 +40,4 @@ def test_a_whole_answer_and_a_stream(server: ServerProcess, said: str, model: st
 
 def test_a_refusal_has_its_class(server: ServerProcess) -> None:
     with pytest.raises(litellm.BadRequestError):
-        litellm.completion(model="openai/tiny", api_base=f"{server.url}/v1", **{**ASKED, "temperature": -1})
+        litellm.completion(model="openai/smollm2", api_base=f"{server.url}/v1", **{**ASKED, "temperature": -1})

@@ -13,15 +13,15 @@ from tests.clients.conftest import client_library
 from tests.server.process import ServerProcess
 
 llm = client_library("llm")
-pytestmark = pytest.mark.clients
+pytestmark = [pytest.mark.clients, pytest.mark.model]
 
 
 @pytest.fixture
 def user_dir(server: ServerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "extra-openai-models.yaml").write_text(
         "".join(
-            f"- model_id: {name}\n  model_name: tiny\n  api_base: {server.url}/v1\n  api_key_name: puna\n  {further}\n"
-            for name, further in (("puna", ""), ("puna-responses", "responses: true"))
+            f"- model_id: {name}\n  model_name: smollm2\n  api_base: {server.url}/v1\n  api_key_name: puna\n{further}\n"
+            for name, further in (("puna", ""), ("puna-responses", "  responses: true"))
         )
     )
     (tmp_path / "keys.json").write_text('{"puna": "secret"}')

@@ -11,10 +11,9 @@ import pytest
 from puna import LLM, SamplingParams
 from tests.clients.conftest import client_library
 from tests.server.process import ServerProcess
-from tests.tiny import write_tiny_llama
 
 client_library("lm_eval")
-pytestmark = pytest.mark.clients
+pytestmark = [pytest.mark.clients, pytest.mark.model]
 
 QUESTIONS = [
     {"question": "the llama", "choices": [" hello", " and you", "ing"], "answer": 1},
@@ -28,7 +27,7 @@ def write_task(folder: Path) -> None:
     data = folder / "questions.jsonl"
     data.write_text("".join(json.dumps(question) + "\n" for question in QUESTIONS))
     task = {
-        "task": "puna_tiny",
+        "task": "puna_questions",
         "dataset_path": "json",
         "dataset_kwargs": {"data_files": {"test": str(data)}},
         "test_split": "test",
@@ -39,7 +38,7 @@ def write_task(folder: Path) -> None:
         "target_delimiter": "",
         "metric_list": [{"metric": "acc"}],
     }
-    (folder / "puna_tiny.yaml").write_text(json.dumps(task))
+    (folder / "puna_questions.yaml").write_text(json.dumps(task))
 
 
 def evaluate(server: ServerProcess, folder: Path) -> dict[str, Any]:
@@ -48,7 +47,7 @@ def evaluate(server: ServerProcess, folder: Path) -> dict[str, Any]:
 
     write_task(folder)
     arguments = {
-        "model": "tiny",
+        "model": "smollm2",
         "base_url": f"{server.url}/v1/completions",
         "max_length": 256,
         "auth_token": "secret",
@@ -58,7 +57,7 @@ def evaluate(server: ServerProcess, folder: Path) -> dict[str, Any]:
     results: dict[str, Any] = simple_evaluate(
         model="local-completions",
         model_args=arguments,
-        tasks=["puna_tiny"],
+        tasks=["puna_questions"],
         task_manager=TaskManager(include_path=str(folder), include_defaults=False),
         bootstrap_iters=0,
         log_samples=True,
@@ -66,10 +65,10 @@ def evaluate(server: ServerProcess, folder: Path) -> dict[str, Any]:
     return results
 
 
-def ours(folder: Path) -> list[list[float]]:
+def ours() -> list[list[float]]:
     """The same sums from the log-probabilities of the prompt's tokens."""
     sums = []
-    with LLM(str(write_tiny_llama(folder / "tiny.gguf"))) as llm:
+    with LLM("smollm2", max_model_len=2048) as llm:
         for question in QUESTIONS:
             texts = [str(question["question"]) + choice for choice in question["choices"]]  # type: ignore[attr-defined]
             params = SamplingParams(max_tokens=1, prompt_logprobs=0)
@@ -88,12 +87,12 @@ def test_log_likelihoods_are_our_own(server: ServerProcess, tmp_path: Path, monk
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     results = evaluate(server, tmp_path)
-    samples = sorted(results["samples"]["puna_tiny"], key=lambda sample: sample["doc_id"])
+    samples = sorted(results["samples"]["puna_questions"], key=lambda sample: sample["doc_id"])
     theirs = [[float(value) for value, _ in sample["filtered_resps"]] for sample in samples]
-    wanted = ours(tmp_path)
+    wanted = ours()
     assert [len(row) for row in theirs] == [3, 2, 2, 4]
     for one, two in zip(theirs, wanted, strict=True):
         assert one == pytest.approx(two, abs=1e-6)
     best = [row.index(max(row)) for row in wanted]
     right = [choice == question["answer"] for choice, question in zip(best, QUESTIONS, strict=True)]
-    assert results["results"]["puna_tiny"]["acc,none"] == sum(right) / len(right)
+    assert results["results"]["puna_questions"]["acc,none"] == sum(right) / len(right)
