@@ -27,6 +27,7 @@ from puna.errors import (
 from puna.server.state import StateError
 
 MAX_MESSAGE_CHARS = 1000
+BACK_SOON_S = 2  # where nobody knows when the server can serve again
 MAX_HEAD_BYTES = 32 << 10  # of a request's line and headers together
 
 
@@ -98,6 +99,8 @@ def http_failure(error: BaseException) -> HttpFailure:
     headers: dict[str, str] = {}
     if isinstance(error, OverloadedError | RequestError) and error.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    if status == 503:
+        headers.setdefault("Retry-After", str(BACK_SOON_S))
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     if status == 408:

@@ -52,7 +52,6 @@ def test_a_closed_loop_has_all_its_requests_and_never_more_at_once_than_clients(
 
 
 def test_an_open_load_shares_prefixes_and_draws_a_picture(server: ServerProcess, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     picture = tmp_path / "load.svg"
     load = ["--rate", "50", "-n", "8", *SHORT, "--shared-len", "64", "--spread", "0.3", "--plot", str(picture)]
     report = measured(tmp_path / "a.json", server.url, *load)

@@ -97,7 +97,6 @@ def test_without_a_model_or_a_round_there_is_nothing_to_measure(arguments: list[
 
 
 def test_the_plot_holds_every_kernel(tiny_model: Path, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     from benchmarks.roofline import draw
 
     kernels, plot = tmp_path / "kernels.json", tmp_path / "plot.svg"

@@ -99,3 +99,13 @@ def test_options_inside_options_that_nobody_reads_are_named(server: ServerProces
     response = server.post("/v1/responses", {"input": "x", "max_output_tokens": 2, "stream": True, **change})
     ((outer, inner),) = change.items()
     assert response.headers["puna-ignored"] == f"{outer}.{next(iter(inner))}"
+
+
+def test_the_page_has_every_path_and_every_metric(server: ServerProcess) -> None:
+    paths = server.get("/openapi.json").json()["paths"]
+    assert len(paths) > 20
+    shown = [re.sub(r"\{\w+\}", "NAME" if "models" in path else "ID", path) for path in paths]
+    assert [path for path in shown if f"{path}`" not in PAGE] == []
+    metrics = re.findall(r"^# TYPE puna:(\w+)", server.get("/metrics").text, re.MULTILINE)
+    assert len(metrics) > 20
+    assert [name for name in metrics if f"`{name}" not in PAGE] == []

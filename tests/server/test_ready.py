@@ -84,6 +84,7 @@ def test_a_crash_loop_is_told_and_ends_when_an_engine_can_be_started_again(patie
             until(is_told)
             refused = asked.result(timeout=60)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_failed")
+        assert int(refused.headers["retry-after"]) >= 1
         assert httpx.get(f"{server.url}/health").status_code == 503
         away.rename(model)
         until(lambda: httpx.get(f"{server.url}/ready").status_code == 200)
