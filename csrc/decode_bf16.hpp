@@ -89,7 +89,7 @@ struct Rows {
       const __m512 scale = sixteen_halves(halves);
       const __m512 minimum = SHAPE.minimum ? sixteen_halves(halves + 2 * PANEL) : _mm512_setzero_ps();
       if constexpr (!SHAPE.sub) {
-        keep(16 * half, scale, minimum);
+        keep(16 * half, scale, SHAPE.zero ? _mm512_mul_ps(scale, minimum) : minimum);
       } else {
         const uint8_t* sub = place.header + 2 * PANEL * KINDS + static_cast<size_t>(place.number) * SUB_BYTES + 16 * half;
         for (int run = 0; run < SHAPE.runs; ++run) {

@@ -36,6 +36,7 @@ Block block_of(FileType type) {
     case FileType::q6_k: return {"Q6_K", 256, 210, Layout::q6_k};
     case FileType::iq4_nl: return {"IQ4_NL", 32, 18, Layout::iq4_nl};
     case FileType::iq4_xs: return {"IQ4_XS", 256, 136, Layout::iq4_xs};
+    case FileType::q4_z: return {"Q4_Z", 32, 20, Layout::q4_z};
     case FileType::grid: return {"GRID", 32, 128, Layout::grid};
   }
   throw std::logic_error("file type");
@@ -197,6 +198,10 @@ WeightGroup read_group(FileType type, const uint8_t* row, int64_t g) {
     case FileType::q5_k: read_q5_k(block, number, group); break;
     case FileType::q6_k: read_q6_k(block, number, group); break;
     case FileType::iq4_xs: read_iq4_xs(block, number, group); break;
+    case FileType::q4_z:
+      read_small(block, true, false, group);
+      group.minimum = static_cast<uint16_t>(group.minimum ^ 0x8000u);  // it is taken off
+      break;
     case FileType::grid:
       for (int run = 0; run < 2; ++run) read_grid(block + 64 * run, group.codes + 16 * run, group.factors[run]);
       break;
@@ -211,7 +216,8 @@ void decode_group(Layout layout, const WeightGroup& group, float* out) {
   const Shape shape = shape_of(layout);
   for (int run = 0; run < 2; ++run) {
     const float factor = shape.floats ? group.factors[run] : half_to_float(group.scale) * group.scales[run];
-    const float minimum = shape.minimum ? half_to_float(group.minimum) * group.minimums[run] : 0.0f;
+    const float unit = shape.zero ? factor : 1.0f;
+    const float minimum = shape.minimum ? half_to_float(group.minimum) * group.minimums[run] * unit : 0.0f;
     for (int i = 16 * run; i < 16 * run + 16; ++i) {
       const int code = shape.table ? IQ4_MEANINGS[group.codes[i]] : group.codes[i];
       out[i] = factor * static_cast<float>(code - shape.centre) + minimum;

@@ -18,8 +18,8 @@
 namespace puna {
 
 // `grid`: float32 values of which each run of sixteen is a factor times whole numbers of at most 127. Types that no
-// layout is made for are handed over so, decoded.
-enum class FileType { f32, f16, bf16, q4_0, q4_1, q5_0, q5_1, q8_0, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl, iq4_xs, grid };
+// layout is made for are handed over so, decoded. `q4_z`: of checkpoints in 4 bits with zero points; no file has blocks of it.
+enum class FileType { f32, f16, bf16, q4_0, q4_1, q5_0, q5_1, q8_0, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl, iq4_xs, q4_z, grid };
 
 // Throws std::invalid_argument for a name that is not known.
 FileType file_type(const std::string& name);
@@ -27,7 +27,8 @@ FileType file_type(const std::string& name);
 // Bytes of one row of `width` values, which must be whole blocks.
 size_t row_bytes(FileType type, int64_t width);
 
-// Codes and factors of 32 inputs. A factor of a run is scale (float16) * scales, a minimum likewise; of a grid it is `factors`.
+// Codes and factors of 32 inputs. A factor of a run is scale (float16) * scales, a minimum likewise, or where a shape has
+// zeros, minimum * scale; of a grid it is `factors`.
 struct WeightGroup {
   uint8_t codes[GROUP] = {};
   uint16_t scale = 0;

@@ -113,6 +113,7 @@ struct Format {
       const uint16_t* halves = reinterpret_cast<const uint16_t*>(place.group) + LANES * half;
       f.scale[0] = load_half(halves);
       if constexpr (SHAPE.minimum) f.minimum[0] = load_half(halves + PANEL);
+      if constexpr (SHAPE.zero) f.minimum[0] = mul(f.scale[0], f.minimum[0]);
     } else {
       const uint16_t* halves = reinterpret_cast<const uint16_t*>(place.header) + LANES * half;
       const uint8_t* sub = place.header + 2 * PANEL * KINDS + static_cast<size_t>(place.number) * SUB_BYTES + static_cast<size_t>(LANES * half);

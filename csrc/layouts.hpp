@@ -10,6 +10,8 @@
 //
 //   factors of a row's group                               where they lie
 //   one        a scale, or a scale and a minimum, f16      before the codes: | 32 scales | 32 minimums | codes |
+//   zero       a scale and, in units of it, a minimum: the   likewise
+//              code that means nothing, turned
 //   sub        scales (and minimums) f16 of 256 inputs,    before eight groups, as a superblock:
 //              times int8 of 32 or 16 inputs                 | 32 scales f16 | 32 minimums f16 | 8 x (32 or 2 x 32 int8
 //                                                            of scales, likewise of minimums) | 8 x codes |
@@ -23,6 +25,7 @@
 //   q5_1     fives     scale, minimum         768              q5_k     fives     sub, 32, minimums           720
 //   q8_0     bytes     scale          128     1088             q6_k     sixes     sub, 16             32      840
 //   iq4_nl   nibbles   scale          128     576              iq4_xs   nibbles   sub, 32             128     552
+//   q4_z     nibbles   scale, zero            640
 //   grid     bytes     float          128     1280             float32  32 inputs of 32 rows                  4096
 //                                                              f16      likewise, or 32 rows of 32 inputs     2048
 //                                                              bf16     likewise, or 32 rows of 32 inputs     2048
@@ -44,7 +47,7 @@ constexpr int SUPERGROUPS = 8;   // groups of a superblock
 constexpr size_t HALF_GROUP_BYTES = 2 * PANEL * GROUP;  // of f16 and bf16
 constexpr size_t F32_GROUP_BYTES = sizeof(float) * PANEL * GROUP;
 
-enum class Layout { float32, f16, bf16, q4_0, q4_1, q5_0, q5_1, q8_0, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl, iq4_xs, grid };
+enum class Layout { float32, f16, bf16, q4_0, q4_1, q5_0, q5_1, q8_0, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl, iq4_xs, q4_z, grid };
 
 enum class Codes { nibbles, fives, sixes, bytes };
 
@@ -60,6 +63,7 @@ struct Shape {
   int runs = 1;       // factors of a row's group: 2 where sixteen inputs share one
   bool table = false;  // codes are looked up in IQ4_MEANINGS
   bool floats = false;  // factors are float32
+  bool zero = false;   // the minimum is a whole multiple of the scale, and stored as that
 
   constexpr size_t code_bytes() const {
     return PANEL * GROUP / 2 * (codes == Codes::bytes ? 2 : 1) +
@@ -80,6 +84,7 @@ struct Shape {
 constexpr bool is_built(const Shape& s) {
   if (s.runs == 2 ? !s.sub && !s.floats : s.runs != 1) return false;       // two factors are told by these only
   if (s.floats && (s.runs != 2 || s.minimum || s.sub)) return false;       // sixteen inputs a factor, no minimum
+  if (s.zero && (s.codes != Codes::nibbles || !s.minimum || s.sub || s.floats)) return false;
   if (s.codes == Codes::fives && s.runs != 1) return false;
   if (s.codes == Codes::sixes && (s.minimum || s.centre != 32)) return false;
   if (s.codes == Codes::bytes && (s.minimum || s.centre != 128)) return false;
@@ -101,6 +106,7 @@ static constexpr Shape shape_of(Layout layout) {
     case Layout::q6_k: return {.codes = Codes::sixes, .centre = 32, .minimum = false, .sub = true, .runs = 2};
     case Layout::iq4_nl: return {.codes = Codes::nibbles, .centre = 128, .minimum = false, .table = true};
     case Layout::iq4_xs: return {.codes = Codes::nibbles, .centre = 128, .minimum = false, .sub = true, .table = true};
+    case Layout::q4_z: return {.codes = Codes::nibbles, .centre = 0, .minimum = true, .zero = true};
     case Layout::grid: return {.codes = Codes::bytes, .centre = 128, .minimum = false, .runs = 2, .floats = true};
     case Layout::float32:
     case Layout::f16:
@@ -153,6 +159,7 @@ static inline void with_layout(Layout layout, Use use) {
     PUNA_LAYOUT(q6_k);
     PUNA_LAYOUT(iq4_nl);
     PUNA_LAYOUT(iq4_xs);
+    PUNA_LAYOUT(q4_z);
     PUNA_LAYOUT(grid);
 #undef PUNA_LAYOUT
     case Layout::float32:

@@ -29,6 +29,7 @@ from puna.kernels.program import (
     StoreKV,
     weights_of,
 )
+from puna.kernels.tensor import RawTensor, multiplied
 from puna.models.load import LoadedModel
 
 FLOAT_BYTES = 4
@@ -91,10 +92,11 @@ def work_of(ops: list[Op], model: LoadedModel, config: EngineConfig, shape: Step
     return replace(total, working_bytes=packed_bytes + sum(passing) + max(staying, default=0.0))
 
 
-def _operand(type: str, config: EngineConfig) -> str:
-    """What a matrix of that type in the file is multiplied in."""
+def _operand(matrix: RawTensor, config: EngineConfig) -> str:
+    """What a matrix is multiplied in."""
     if config.compute == "float32":
         return "f32"
+    type = multiplied(matrix, config.compute).type
     if settled_path(config.isa) == "amx":
         return "f32" if type == "F32" else "bf16_tiles"
     return "f32" if type in FLOAT_TYPES else "int8"
@@ -116,12 +118,12 @@ def _work(op: Op, model: LoadedModel, config: EngineConfig, shape: StepShape) ->
     widths, rows = model.program.buffers, shape.tokens
     if isinstance(op, Linear):
         read, written = widths[op.src], widths[op.out]
-        operand = _operand(model.weights[op.weight].type, config)
+        operand = _operand(model.weights[op.weight], config)
         moved = rows * (read * OPERAND_BYTES[operand] + written * FLOAT_BYTES)
         return Work(moved, 2.0 * rows * read * written, operand, moved)
     if isinstance(op, Experts):
         read, written, scores = widths[op.src], widths[op.out], widths[op.router]
-        operand = _operand(model.weights[op.up].type, config)
+        operand = _operand(model.weights[op.up], config)
         moved = rows * (read * OPERAND_BYTES[operand] + (scores + written) * FLOAT_BYTES)
         return Work(moved, 2.0 * rows * op.used * op.width * (2 * read + written), operand, moved)
     if isinstance(op, Attend):

@@ -20,6 +20,7 @@ from puna.engine.sampling import Draws, SamplingTable
 from puna.errors import EngineError, InputError, MemoryBudgetError
 from puna.kernels.batch import U64, Interpreter, KVConfig, StepBatch, kv_bytes_per_block
 from puna.kernels.program import Linear
+from puna.kernels.tensor import multiplied
 from puna.models.load import LoadedModel, load_model
 from puna.models.names import resolve
 from puna.sched.draft import WHOLE_ROWS
@@ -143,8 +144,9 @@ def settle_cache(config: EngineConfig, model: LoadedModel | None = None) -> Engi
     if config.kv_dtype != "auto":
         return config
     tiles = False
-    matrices = [op.weight for op in model.program.body if isinstance(op, Linear)] if model is not None else []
-    if model is not None and 2 * sum(model.weights[name].type == "F16" for name in matrices) > len(matrices):
+    matrices = [model.weights[op.weight] for op in model.program.body if isinstance(op, Linear)] if model else []
+    compute = config.compute if config.backend == "cpu" else "float32"
+    if 2 * sum(multiplied(matrix, compute).type == "F16" for matrix in matrices) > len(matrices):
         return msgspec.structs.replace(config, kv_dtype="f16")
     if config.backend == "cpu" and config.compute != "float32":
         try:

@@ -14,7 +14,7 @@ from puna.engine.limits import MemoryLimit
 from puna.errors import InputError, MemoryBudgetError
 from puna.kernels.batch import KVConfig, kv_bytes_per_block
 from puna.kernels.program import Experts, Program
-from puna.kernels.tensor import RawTensor, packed_bits
+from puna.kernels.tensor import RawTensor, multiplied, packed_bits
 
 ASSUMED_BUDGET_TOKENS = 2048  # for the working space, where the budget is measured later
 SCORED_ROWS = 256  # rows of logits that are in memory at once
@@ -117,7 +117,9 @@ def _weight_bytes(config: EngineConfig, program: Program, weights: Mapping[str, 
     from puna.kernels.cpu import settled_path
 
     portable = settled_path(config.isa) == "portable"
-    return int(sum(t.elements * _bits(t.type, config.compute, portable) / 8 for t in tensors))
+    kinds = [multiplied(tensor, config.compute).type for tensor in tensors]
+    bits = [_bits(kind, config.compute, portable) for kind in kinds]
+    return int(sum(tensor.elements * each / 8 for tensor, each in zip(tensors, bits, strict=True)))
 
 
 def _bits(type: str, compute: str, portable: bool) -> float:

@@ -40,6 +40,8 @@ BLOCK_SIZES: dict[str, tuple[int, int]] = {
     "TQ2_0": (256, 66),
     "MXFP4": (32, 17),
     "NVFP4": (64, 36),
+    # of no file: what 4-bit checkpoints with zero points are run as
+    "Q4_Z": (32, 20),
     # of checkpoints, beside the weights that they help to decode
     "F64": (1, 8),
     "F8_E4M3": (1, 1),
@@ -58,8 +60,8 @@ PLAIN_TYPES = frozenset(("F32", "F16", "BF16", "F64", "F8_E4M3", "F8_E5M2", "I8"
 # Types that the native core packs as they are. Of the others, those of few bits are decoded for it and packed as whole
 # multiples of a factor for sixteen values, which loses nothing; the rest are decoded to float32.
 NATIVE_TYPES = (
-    *("BF16", "F16", "F32", "IQ4_NL", "IQ4_XS", "Q2_K", "Q3_K", "Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q5_K"),
-    *("Q6_K", "Q8_0"),
+    *("BF16", "F16", "F32", "IQ4_NL", "IQ4_XS", "Q2_K", "Q3_K", "Q4_0", "Q4_1", "Q4_K", "Q4_Z", "Q5_0", "Q5_1"),
+    *("Q5_K", "Q6_K", "Q8_0"),
 )
 # Bytes that packed weights take in the native core (csrc/layouts.hpp), factors included.
 _PACKED_BYTES = {  # of 32 inputs of 32 rows
@@ -67,6 +69,7 @@ _PACKED_BYTES = {  # of 32 inputs of 32 rows
     "BF16": 2048,
     "Q4_0": 576,
     "Q4_1": 640,
+    "Q4_Z": 640,
     "Q5_0": 704,
     "Q5_1": 768,
     "Q8_0": 1088,
@@ -84,6 +87,12 @@ _GRID_BYTES, _FLOAT_BYTES = 1280, 4096
 def packed_bits(type: str) -> float:
     """Bits a weight of a matrix takes once the native core has packed it."""
     return _PACKED_BYTES.get(type, _FLOAT_BYTES if type in PLAIN_TYPES else _GRID_BYTES) / 128
+
+
+def multiplied(tensor: RawTensor, compute: str) -> RawTensor:
+    """The form in which the native core packs a matrix: in few bits where there is such a form, but values where
+    `compute` is "float32"."""
+    return (tensor.as_codes() or tensor) if compute == "int8" else tensor
 
 
 @dataclass(frozen=True)
@@ -115,6 +124,11 @@ class RawTensor:
     def renamed(self, name: str) -> RawTensor:
         return RawTensor(name, self.type, self.shape, self.data)
 
+    def as_codes(self) -> RawTensor | None:
+        """The same weight in a type of few bits, where its values were decoded from such and only its values are
+        rounded to `type`; None where there is no other form."""
+        return None
+
     def matrices(self) -> Iterator[RawTensor]:
         """Those that a tensor of three extents holds, in their order."""
         data, size = self.data, self.nbytes // self.shape[0]
@@ -126,11 +140,12 @@ class RawTensor:
 class MadeTensor(RawTensor):
     """A tensor whose bytes are made from others whenever they are asked for, and not kept.
 
-    `parts`: the tensors that it is a stack of, each of which can be had without the others.
+    `parts`: the tensors that it is a stack of, each of which can be had without the others. `codes`: see `as_codes`.
     """
 
     _make: Callable[[], npt.NDArray[np.uint8]]
     _parts: tuple[RawTensor, ...]
+    _codes: Callable[[], RawTensor | None]
 
     def __init__(
         self,
@@ -139,8 +154,10 @@ class MadeTensor(RawTensor):
         shape: tuple[int, ...],
         make: Callable[[], npt.NDArray[np.uint8]],
         parts: tuple[RawTensor, ...] = (),
+        codes: Callable[[], RawTensor | None] = lambda: None,
     ) -> None:
-        for field, value in (("name", name), ("type", type), ("shape", shape), ("_make", make), ("_parts", parts)):
+        fields = {"name": name, "type": type, "shape": shape, "_make": make, "_parts": parts, "_codes": codes}
+        for field, value in fields.items():
             object.__setattr__(self, field, value)
 
     @property
@@ -148,7 +165,11 @@ class MadeTensor(RawTensor):
         return self._make()
 
     def renamed(self, name: str) -> RawTensor:
-        return MadeTensor(name, self.type, self.shape, self._make, self._parts)
+        return MadeTensor(name, self.type, self.shape, self._make, self._parts, self._codes)
+
+    def as_codes(self) -> RawTensor | None:
+        codes = self._codes()
+        return None if codes is None else codes.renamed(self.name)
 
     def matrices(self) -> Iterator[RawTensor]:
         if not self._parts:

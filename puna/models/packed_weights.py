@@ -2,14 +2,14 @@
 
 Such folders keep X.qweight or X.weight_packed with scales and zeros beside it, where families look for X.weight. Here
 each becomes an X.weight that is decoded when its bytes are asked for, with the rounding of the packages that write
-these files: values have the scales' type. What a checkpoint does to activations is left out. Methods that are not
-known are refused by name; what contradicts itself is refused with the tensor, what it is and what it has to be
-(packed_parts.py).
+these files: values have the scales' type. Whole numbers can be had as blocks of codes too (integer_weights.py). What a
+checkpoint does to activations is left out. Methods that are not known are refused by name; what contradicts itself is
+refused with the tensor, what it is and what it has to be (packed_parts.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from puna.kernels.reference.dequantize import dequantize
 from puna.kernels.tensor import MadeTensor, RawTensor
 from puna.models.gguf_parse import brief
+from puna.models.integer_weights import IntegerWeight, across, along
 from puna.models.packed_parts import (
     FLOATS,
     REMEDY,
@@ -34,7 +35,6 @@ from puna.models.packed_parts import (
 from puna.models.quantize import quantize
 
 F32 = npt.NDArray[np.float32]
-I32 = npt.NDArray[np.int32]
 
 METHODS = ("awq", "gptq", "compressed-tensors", "fp8", "fbgemm_fp8")
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # the column that nibble i of a word belongs to
@@ -78,14 +78,15 @@ def _awq(tensors: Mapping[str, RawTensor], module: str, stated: Mapping[str, Any
     groups, size = stated_group(stated, "group_size", inputs, scales, 0, fail)
     expect(fail, scales, scales.shape == (groups, outputs), f"shape {(groups, outputs)}", words)
     expect(fail, zeros, zeros.shape == (groups, outputs // 8), f"shape {(groups, outputs // 8)}", words, scales)
-
-    def values() -> F32:
-        q, zero = (_columns(part, AWQ_ORDER) for part in (words, zeros))
-        group = np.arange(inputs) // size
-        made: F32 = (q - zero[group]) * _floats(scales)[group]
-        return made.T
-
-    return _made(module, scales, (outputs, inputs), values, fail)
+    weight = IntegerWeight(
+        shape=(outputs, inputs),
+        bits=4,
+        codes=lambda: across(whole_numbers(words), 4, AWQ_ORDER),
+        zeros=lambda: across(whole_numbers(zeros), 4, AWQ_ORDER),
+        scales=lambda: _floats(scales).T,
+        group_of=lambda: np.arange(inputs) // size,
+    )
+    return _whole(module, scales, weight, fail)
 
 
 def _gptq(tensors: Mapping[str, RawTensor], module: str, stated: Mapping[str, Any], fail: Fail) -> RawTensor:
@@ -106,19 +107,18 @@ def _gptq(tensors: Mapping[str, RawTensor], module: str, stated: Mapping[str, An
         groups, size = stated_group(stated, "group_size", inputs, scales, 0, fail)
     expect(fail, scales, groups > 0 and scales.shape == (groups, outputs), f"a row a group of {outputs}", words)
     expect(fail, zeros, zeros.shape == (groups, outputs // count), f"shape {(groups, outputs // count)}", words, scales)
-    offset = 0 if layout == "gptq_v2" else 1
-
-    def values() -> F32:
-        q = _spread(whole_numbers(words).T, bits).T
-        zero = _spread(whole_numbers(zeros), bits) + offset
-        zero &= (1 << bits) - 1
-        group = np.arange(inputs) // size if index is None else groups_of(index, groups, fail)
-        made: F32 = (q - zero[group]).astype(np.float32) * _floats(scales)[group]
-        return made.T
-
     if index is not None:
         _check_index(index, inputs, words, fail)
-    return _made(module, scales, (outputs, inputs), values, fail)
+    offset, most = np.uint8(layout != "gptq_v2"), np.uint8((1 << bits) - 1)
+    weight = IntegerWeight(
+        shape=(outputs, inputs),
+        bits=bits,
+        codes=lambda: along(whole_numbers(words).T, bits),
+        zeros=lambda: across(whole_numbers(zeros), bits) + offset & most,
+        scales=lambda: _floats(scales).T,
+        group_of=lambda: np.arange(inputs) // size if index is None else groups_of(index, groups, fail),
+    )
+    return _whole(module, scales, weight, fail)
 
 
 def _packed(tensors: Mapping[str, RawTensor], module: str, fail: Fail) -> RawTensor:
@@ -147,18 +147,18 @@ def _packed(tensors: Mapping[str, RawTensor], module: str, fail: Fail) -> RawTen
     if zeros is not None:
         extents = -(-outputs * bits // 32), groups
         expect(fail, zeros, zeros.type == "I32" and zeros.shape == extents, f"I32 of shape {extents}", words, scales)
-    half = 1 << (bits - 1)
-
-    def values() -> F32:
-        q = (_spread(whole_numbers(words), bits)[:, :inputs] - half).astype(np.float32)
-        group = np.arange(inputs) // (inputs // groups) if index is None else groups_of(index, groups, fail)
-        if zeros is not None:
-            zero = (_spread(whole_numbers(zeros).T, bits)[:, :outputs].T - half).astype(np.float32)
-            q -= zero[:, group]
-        made: F32 = q * _floats(scales)[:, group]
-        return made
-
-    return _made(module, scales, (outputs, inputs), values, fail)
+    half, size = np.uint8(1 << (bits - 1)), inputs // groups
+    weight = IntegerWeight(
+        shape=(outputs, inputs),
+        bits=bits,
+        codes=lambda: along(whole_numbers(words), bits)[:, :inputs],
+        zeros=lambda: (
+            np.full((outputs, groups), half) if zeros is None else across(whole_numbers(zeros).T, bits)[:outputs]
+        ),
+        scales=lambda: _floats(scales),
+        group_of=lambda: np.arange(inputs) // size if index is None else groups_of(index, groups, fail),
+    )
+    return _whole(module, scales, weight, fail)
 
 
 def _scaled(tensors: Mapping[str, RawTensor], module: str, stated: Mapping[str, Any], fail: Fail) -> RawTensor:
@@ -184,6 +184,8 @@ def _scaled(tensors: Mapping[str, RawTensor], module: str, stated: Mapping[str, 
     if zeros is not None:
         fits = zeros.elements == scales.elements and zeros.type in ("I8", "U8", *WHOLE)
         expect(fail, zeros, fits, f"a whole number for each of {scales.elements} scales", scales)
+    elif weight.type == "I8" and blocks in ((1, 1), (weight.shape[0], 1)):
+        return _whole(module, scales, _int8(weight, scales), fail)
 
     def values() -> F32:
         q = _float8(weight) if weight.type in FLOAT8 else whole_numbers(weight).astype(np.float32)
@@ -200,13 +202,38 @@ def _scaled(tensors: Mapping[str, RawTensor], module: str, stated: Mapping[str, 
     return _made(module, scales, weight.shape, values, fail)
 
 
-def _made(module: str, scales: RawTensor, shape: tuple[int, ...], values: Callable[[], F32], fail: Fail) -> RawTensor:
+def _int8(weight: RawTensor, scales: RawTensor) -> IntegerWeight:
+    """With one scale, or one a row."""
+    outputs, inputs = weight.shape
+    return IntegerWeight(
+        shape=(outputs, inputs),
+        bits=8,
+        codes=lambda: weight.data.reshape(outputs, inputs) ^ np.uint8(128),
+        zeros=lambda: np.full((outputs, 1), 128, np.uint8),
+        scales=lambda: np.broadcast_to(_floats(scales).reshape(-1, 1), (outputs, 1)),
+        group_of=lambda: np.zeros(inputs, np.int64),
+    )
+
+
+def _whole(module: str, scales: RawTensor, weight: IntegerWeight, fail: Fail) -> RawTensor:
+    return _made(module, scales, weight.shape, weight.values, fail, lambda: weight.blocks(f"{module}.weight"))
+
+
+def _made(
+    module: str,
+    scales: RawTensor,
+    shape: tuple[int, ...],
+    values: Callable[[], F32],
+    fail: Fail,
+    codes: Callable[[], RawTensor | None] = lambda: None,
+) -> RawTensor:
     name = f"{module}.weight"
     return MadeTensor(
         name,
         scales.type,
         shape,
         lambda: quantize(checked_values(values, name, scales, fail), scales.type).reshape(-1),
+        codes=codes,
     )
 
 
@@ -216,19 +243,6 @@ def _check_index(index: RawTensor, inputs: int, words: RawTensor, fail: Fail) ->
 
 def _floats(tensor: RawTensor) -> F32:
     return dequantize(tensor)
-
-
-def _spread(words: npt.NDArray[Any], bits: int) -> I32:
-    """[rows, n] words -> [rows, n * 32 / bits] whole numbers, the lowest bits first."""
-    shifts = np.arange(0, 32, bits, dtype=np.uint32)
-    parts = np.ascontiguousarray(words).view(np.uint32)[:, :, None] >> shifts & np.uint32((1 << bits) - 1)
-    return parts.reshape(len(words), -1).astype(np.int32)
-
-
-def _columns(tensor: RawTensor, order: Sequence[int]) -> F32:
-    """The nibbles of [rows, n] words as [rows, 8 n], nibble i of a word in its column order[i]."""
-    nibbles = _spread(whole_numbers(tensor), 4).reshape(tensor.shape[0], -1, 8)
-    return nibbles[:, :, np.argsort(order)].reshape(tensor.shape[0], -1).astype(np.float32)
 
 
 def _float8(tensor: RawTensor) -> F32:

@@ -7,7 +7,7 @@ views of the mapped file; what has to be rearranged is made when its bytes are a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -114,19 +114,29 @@ def _rows(file: ModelFile, tensor: RawTensor, start: int, stop: int) -> RawTenso
     if stop > tensor.shape[0]:
         file.fail(f"tensor {tensor.name!r} has {tensor.shape[0]} rows; rows {start} to {stop - 1} are asked of it")
     shape = (stop - start, *tensor.shape[1:])
-    row = _row_bytes(tensor) if tensor.shape[0] else 0
     if isinstance(tensor, MadeTensor):
-        return MadeTensor(tensor.name, tensor.type, shape, lambda: tensor.data[start * row : stop * row])
+        return _made_of_rows(tensor, shape, slice(start, stop))
+    row = _row_bytes(tensor) if tensor.shape[0] else 0
     return replace(tensor, shape=shape, data=tensor.data[start * row : stop * row])
 
 
 def _picked(file: ModelFile, tensor: RawTensor, order: Sequence[int]) -> RawTensor:
     if len(order) != tensor.shape[0]:
         file.fail(f"tensor {tensor.name!r} has {tensor.shape[0]} rows; expected {len(order)}")
-    index = np.asarray(order)
-    return MadeTensor(
-        tensor.name, tensor.type, tensor.shape, lambda: tensor.data.reshape(len(order), -1)[index].reshape(-1)
-    )
+    return _made_of_rows(tensor, tensor.shape, np.asarray(order))
+
+
+def _made_of_rows(tensor: RawTensor, shape: tuple[int, ...], rows: slice | npt.NDArray[np.int64]) -> MadeTensor:
+    """Rows of a tensor, and the same rows of its codes."""
+
+    def codes() -> RawTensor | None:
+        whole = tensor.as_codes()
+        return None if whole is None else _made_of_rows(whole, shape, rows)
+
+    def make() -> Bytes:
+        return tensor.data.reshape(tensor.shape[0], -1)[rows].reshape(-1)
+
+    return MadeTensor(tensor.name, tensor.type, shape, make, codes=codes)
 
 
 def _turned(file: ModelFile, tensor: RawTensor) -> RawTensor:
@@ -159,8 +169,22 @@ def _stacked(file: ModelFile, parts: Sequence[RawTensor]) -> RawTensor:
                 f"tensor {part.name!r} is {part.type} of shape {part.shape}, but {first.name!r}, which belongs beside "
                 f"it, is {first.type} of shape {first.shape}"
             )
-    make: Callable[[], Bytes] = lambda: np.concatenate([part.data for part in parts])  # noqa: E731
-    return MadeTensor(first.name, first.type, (len(parts), *first.shape), make, tuple(parts))
+    return _stack(parts)
+
+
+def _stack(parts: Sequence[RawTensor]) -> MadeTensor:
+    first = parts[0]
+
+    def codes() -> RawTensor | None:
+        """Where all parts have them in one type: matrices of a stack are packed alike."""
+        found = [code for part in parts if (code := part.as_codes()) is not None]
+        same = len(found) == len(parts) and len({code.type for code in found}) == 1
+        return _stack(found) if same else None
+
+    def make() -> Bytes:
+        return np.concatenate([part.data for part in parts])
+
+    return MadeTensor(first.name, first.type, (len(parts), *first.shape), make, tuple(parts), codes)
 
 
 def _plain(file: ModelFile, tensor: RawTensor, done: str) -> np.dtype[np.generic]:

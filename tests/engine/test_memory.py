@@ -147,6 +147,16 @@ def test_packed_weights_fit_into_what_the_account_gives_them(
         assert rows["weights"] <= 1.05 * matrices
 
 
+@pytest.mark.parametrize("compute", ["int8", "float32"])
+def test_the_account_of_a_quantised_checkpoint_is_of_its_codes_where_they_are_multiplied(compute: str) -> None:
+    path = Path(__file__).parents[1] / "models" / "data" / "packed" / "autoawq"
+    model = load_model(path)
+    config = EngineConfig(model=str(path), compute=compute, kv_dtype="f16", isa="avx2")
+    planned = plan_memory(config, model.program, model.weights, 128, [MemoryLimit("test box", GIB, GIB)]).rows[0].bytes
+    native = NativeInterpreter(model.program, model.weights, KVConfig(2), isa="avx2", compute=compute)
+    assert 0.95 * planned <= native.packed_bytes <= 1.05 * planned
+
+
 def test_the_account_can_be_printed(tiny: Path) -> None:
     names = [name for name, _, _ in memory_table(plan(tiny, GIB))]
     assert names == ["weights", "working space", "keys and values", "swap space", "left free"]

@@ -10,6 +10,7 @@ import pytest
 from puna.engine.backend import open_backend, path_for, settle_cache
 from puna.engine.config import EngineConfig
 from puna.kernels.cpu import paths
+from puna.models.load import load_model
 from tests.tiny import write_tiny_llama
 
 TILES = ["amx", "avx512", "avx2", "portable"]
@@ -59,3 +60,13 @@ def test_f16_weights_are_not_robbed_of_their_bits_by_the_cache(
     assert backend.memory.kv.dtype == (wanted or usual)
     asked = settle_cache(EngineConfig(model=str(path), kv_dtype="bf16"), backend.model)
     assert asked.kv_dtype == "bf16"  # what is asked for is taken
+
+
+def test_a_checkpoint_that_is_multiplied_as_codes_gets_the_cache_of_codes() -> None:
+    """Its values are F16, but only NumPy and float32 sums multiply those."""
+    path = Path(__file__).parents[1] / "models" / "data" / "packed" / "autoawq"
+    model = load_model(path)
+    usual = settle_cache(EngineConfig(model=str(path))).kv_dtype
+    assert settle_cache(EngineConfig(model=str(path)), model).kv_dtype == usual
+    exact = EngineConfig(model=str(path), compute="float32")
+    assert settle_cache(exact, model).kv_dtype == "f16"

@@ -38,6 +38,12 @@ def test_a_q4_1_block_is_scale_times_nibble_plus_minimum() -> None:
     np.testing.assert_array_equal(decoded[0], [i / 2 - 1 for i in range(16)] + [-1.0] * 16)
 
 
+def test_a_q4_z_block_is_scale_times_nibble_less_zero() -> None:
+    data = np.array([*np.array([0.5, 5.0], "<f2").tobytes(), *range(16)], np.uint8)
+    decoded = dequantize(RawTensor("w", "Q4_Z", (1, 32), data))
+    np.testing.assert_array_equal(decoded[0], [i / 2 - 2.5 for i in range(16)] + [-2.5] * 16)
+
+
 def test_a_q8_0_block_is_scale_times_signed_byte() -> None:
     data = np.array([*np.array([0.25], "<f2").tobytes(), *range(240, 256), *range(16)], np.uint8)
     decoded = dequantize(RawTensor("w", "Q8_0", (1, 32), data))

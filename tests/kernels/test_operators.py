@@ -280,6 +280,8 @@ def any_bytes(kind: str, n: int, k: int, seed: int = 0) -> RawTensor:
     for at in SCALES_AT.get(kind, (0,)):
         scale = random.standard_normal(len(blocks)) * 10.0 ** random.integers(-7, 1, len(blocks))
         blocks[:, at : at + 2] = scale.astype("<f2").view(np.uint8).reshape(-1, 2)
+    if kind == "Q4_Z":
+        blocks[:, 2:4] = random.integers(0, 16, len(blocks)).astype("<f2").view(np.uint8).reshape(-1, 2)
     if kind == "IQ1_M":
         blocks[:, 55] &= 0xBF  # the top bit of its scale's exponent: neither infinite nor huge
     if kind == "MXFP4":

@@ -18,7 +18,7 @@ from puna.kernels import program as ops
 from puna.kernels.batch import KVConfig, Rounding, StepBatch, StepOutput
 from puna.kernels.cpu.threads import available_threads, may_pin
 from puna.kernels.reference.dequantize import dequantize
-from puna.kernels.tensor import NATIVE_TYPES, PLAIN_TYPES, RawTensor
+from puna.kernels.tensor import NATIVE_TYPES, PLAIN_TYPES, RawTensor, multiplied
 
 try:
     from puna.kernels.cpu import _native
@@ -136,6 +136,8 @@ class NativeInterpreter:
         numbers: dict[str, int] = {}
         for name in self.program.weights():
             tensor = weights[name]
+            if name in stacks or name in matrices:
+                tensor = multiplied(tensor, self._compute)
             digest.update(f"{name}:{tensor.type}:{tensor.shape}".encode())
             if name in stacks:
                 numbers[name] = self._add_stack(tensor, stacks[name], integer, digest)

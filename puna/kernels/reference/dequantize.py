@@ -87,6 +87,11 @@ def _q4_1(blocks: Bytes) -> F32:
     return _half(blocks, 0) * _nibbles(blocks[:, 4:]) + _half(blocks, 2)
 
 
+def _q4_z(blocks: Bytes) -> F32:
+    """| scale f16 | zero f16, a whole number | 16 bytes of nibbles |  value = scale * (q - zero)"""
+    return _half(blocks, 0) * (_nibbles(blocks[:, 4:]) - _half(blocks, 2))
+
+
 _DECODERS: dict[str, Callable[[Bytes], F32]] = {
     "F32": _f32,
     "F16": _f16,
@@ -94,6 +99,7 @@ _DECODERS: dict[str, Callable[[Bytes], F32]] = {
     "Q8_0": _q8_0,
     "Q4_0": _q4_0,
     "Q4_1": _q4_1,
+    "Q4_Z": _q4_z,
     "Q5_0": k.q5_0,
     "Q5_1": k.q5_1,
     "Q2_K": k.q2_k,
