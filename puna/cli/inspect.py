@@ -143,6 +143,8 @@ def _print_facts(facts: dict[str, Any]) -> None:
         print(f"{name:16} {plain(value)}")
     for share in facts["types"]:
         print(f"{share['type']:16} {share['tensors']} tensors, {format_bytes(share['bytes'])}")
+    for share in facts["matrices"]:
+        print(f"{'multiplied as':16} {share['type']}: {share['tensors']} matrices, {format_bytes(share['bytes'])}")
     for tensor in facts.get("tensors", ()):
         shape = " x ".join(map(str, tensor["shape"]))
         print(f"{plain(tensor['name']):40} {tensor['type']:6} {shape:>16} {format_bytes(tensor['bytes']):>12}")

@@ -54,6 +54,10 @@ class GgufFile:
     content: memoryview
     others: tuple[GgufFile, ...] = ()
 
+    @property
+    def stored(self) -> Mapping[str, RawTensor]:
+        return self.tensors
+
     def fail(self, message: str) -> NoReturn:
         raise ModelFileError(f"{self.path}: {clipped(message, 1500)}")
 

@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from puna.kernels.batch import KVConfig, kv_bytes_per_block
-from puna.kernels.tensor import RawTensor
-from puna.models.load import load_model
+from puna.kernels.program import Experts, Linear, weights_of
+from puna.kernels.tensor import MadeTensor, RawTensor, multiplied, packed_bits
+from puna.models.load import LoadedModel, load_model
+from puna.models.model_file import ModelFile
 from puna.models.spec import LayerSpec
 
 
 @dataclass(frozen=True)
 class TypeShare:
-    """How much of a file is of one element type."""
+    """How much of a file, or of the matrices as they run, is of one element type."""
 
     type: str
     tensors: int
@@ -30,7 +32,8 @@ class TypeShare:
 @dataclass(frozen=True)
 class ModelReport:
     """`kv_bytes_per_token` maps cache types to the bytes that one token's keys and values take in all layers. Heads,
-    key heads, head size and feed-forward width are those of the first layer."""
+    key heads, head size and feed-forward width are those of the first layer. `types` is of the file, `matrices` what
+    the native core multiplies, in the bytes that it packs them into; both with the largest share first."""
 
     path: Path
     name: str
@@ -50,6 +53,7 @@ class ModelReport:
     parameters: int
     bits_per_parameter: float
     types: tuple[TypeShare, ...]
+    matrices: tuple[TypeShare, ...]
     kv_bytes_per_token: dict[str, int]
     tokenizer: str
     chat_template: bool
@@ -61,8 +65,8 @@ def describe(path: str | os.PathLike[str]) -> ModelReport:
     not raised."""
     model = load_model(path)
     spec, first = model.spec, model.spec.layers[0]
-    tensors = list(model.file.tensors.values())
-    parameters = sum(tensor.elements for tensor in tensors)
+    stored = list(model.file.stored.values())
+    parameters = _parameters(model.file)
     return ModelReport(
         path=model.path,
         name=model.name,
@@ -80,8 +84,9 @@ def describe(path: str | os.PathLike[str]) -> ModelReport:
         vocab_size=spec.vocab_size,
         tied_head=spec.tied_head,
         parameters=parameters,
-        bits_per_parameter=8 * sum(tensor.nbytes for tensor in tensors) / max(1, parameters),
-        types=_shares(tensors),
+        bits_per_parameter=8 * sum(tensor.nbytes for tensor in stored) / max(1, parameters),
+        types=_shares((tensor, tensor.nbytes) for tensor in stored),
+        matrices=_shares((tensor, _packed_bytes(tensor)) for tensor in _matrices(model)),
         kv_bytes_per_token={
             dtype: kv_bytes_per_block(model.program, KVConfig(1, block_size=1, dtype=dtype))
             for dtype in ("f16", "f32", "int8")
@@ -92,16 +97,33 @@ def describe(path: str | os.PathLike[str]) -> ModelReport:
     )
 
 
-def _shares(tensors: Iterable[RawTensor]) -> tuple[TypeShare, ...]:
-    """The largest share first."""
+def _parameters(file: ModelFile) -> int:
+    """Of decoded weights themselves, not of the parts that lie beside them."""
+    made = {name.rpartition(".")[0] for name, tensor in file.tensors.items() if isinstance(tensor, MadeTensor)}
+    places = ((name.rpartition("."), tensor) for name, tensor in file.tensors.items())
+    return sum(t.elements for (module, _, part), t in places if module not in made or part in ("weight", "bias"))
+
+
+def _matrices(model: LoadedModel) -> list[RawTensor]:
+    ops = [op for op in model.program.body + model.program.head if isinstance(op, Linear | Experts)]
+    names = dict.fromkeys(name for op in ops for name in ([op.weight] if isinstance(op, Linear) else weights_of(op)))
+    return [multiplied(model.weights[name], "int8") for name in names]
+
+
+def _packed_bytes(tensor: RawTensor) -> int:
+    return int(tensor.elements * packed_bits(tensor.type) / 8)
+
+
+def _shares(tensors: Iterable[tuple[RawTensor, int]]) -> tuple[TypeShare, ...]:
+    """Of tensors and their sizes."""
     counts: Counter[str] = Counter()
     parameters: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
-    for tensor in tensors:
+    for tensor, size in tensors:
         counts[tensor.type] += 1
         parameters[tensor.type] += tensor.elements
-        sizes[tensor.type] += tensor.nbytes
-    return tuple(TypeShare(kind, counts[kind], parameters[kind], size) for kind, size in sizes.most_common())
+        sizes[tensor.type] += size
+    return tuple(TypeShare(kind, counts[kind], parameters[kind], total) for kind, total in sizes.most_common())
 
 
 def _feed_forward_width(layer: LayerSpec) -> int:

@@ -1,4 +1,4 @@
-"""Weights that a checkpoint keeps as whole numbers: value = (code - zero) * scale, zeros and scales of groups of inputs.
+"""Weights that a checkpoint keeps as whole numbers: value = (code - zero) * scale, with a zero and a scale a group.
 
 A weight of this kind can be had in two forms: as values, which is what the packages of such checkpoints decode, and as
 blocks of 32 inputs, which take few bits and which the native core multiplies as they are. Knows the arithmetic, and

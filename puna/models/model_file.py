@@ -37,6 +37,11 @@ class ModelFile(Protocol):
     def tensors(self) -> Mapping[str, RawTensor]: ...
 
     @property
+    def stored(self) -> Mapping[str, RawTensor]:
+        """Tensors as they lie in the files, none of them made from others."""
+        ...
+
+    @property
     def metadata(self) -> Mapping[str, Any]: ...
 
     @property

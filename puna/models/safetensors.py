@@ -14,7 +14,7 @@ import mmap
 import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -43,12 +43,14 @@ SAMPLE_BYTES = 16_384
 
 @dataclass(frozen=True)
 class SafetensorsFolder:
-    """`config` is config.json; `tensors` are those of all parts, `maps` the mapped parts."""
+    """`config` is config.json; `tensors` are those of all parts, beside those of packed weights what they are decoded
+    to; `stored` without that, `maps` the mapped parts."""
 
     path: Path
     config: Mapping[str, Any]
     tensors: Mapping[str, RawTensor]
     maps: tuple[tuple[Path, mmap.mmap], ...]
+    stored: Mapping[str, RawTensor] = field(default_factory=dict)
 
     @property
     def container(self) -> Container:
@@ -153,7 +155,8 @@ def read_safetensors(folder: str | os.PathLike[str]) -> SafetensorsFolder:
         tensors |= found
         places |= dict.fromkeys(found, part)
     weights = plain_weights(tensors, config, _failing_at(path, places))
-    return SafetensorsFolder(path, MappingProxyType(config), MappingProxyType(weights), tuple(maps))
+    stored = MappingProxyType(tensors)
+    return SafetensorsFolder(path, MappingProxyType(config), MappingProxyType(weights), tuple(maps), stored)
 
 
 def _failing_at(path: Path, places: Mapping[str, Path]) -> Fail:

@@ -272,6 +272,17 @@ def test_a_file_is_described_for_people(tiny_path: Path) -> None:
     assert report.chat_template
 
 
+def test_a_quantised_folder_is_described_as_it_lies_and_as_it_runs() -> None:
+    packed = Path(__file__).parent / "data" / "packed"
+    report = describe(packed / "autoawq")
+    shares = {share.type: (share.tensors, share.parameters, share.bytes) for share in report.matrices}
+    assert shares == {"Q4_Z": (7, 30_720, 19_200), "F16": (1, 4096, 8192)}  # five bits a weight, sixteen
+    assert {share.type: share.tensors for share in report.types} == {"I32": 14, "F16": 11}
+    assert report.parameters == 30_720 + 4096 + 3 * 64
+    assert 6 < report.bits_per_parameter < 6.1  # four, a scale and a zero for 32, and the table of tokens
+    assert [share.type for share in describe(packed / "auto-gptq-4").matrices] == ["F16"]
+
+
 def test_an_unusable_tokenizer_is_reported_not_raised(tmp_path: Path) -> None:
     path = write_tiny_llama(tmp_path / "m.gguf", metadata={"tokenizer.ggml.model": "bert"})
     assert "unusable" in describe(path).tokenizer
