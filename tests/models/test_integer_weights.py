@@ -100,7 +100,7 @@ def test_blocks_mean_the_whole_numbers_times_the_scales_or_there_are_none(
 
 
 def test_a_group_that_there_is_not_is_an_error_before_anything_is_packed() -> None:
-    def refuse(message: str, tensor: str | None = None, /) -> NoReturn:
+    def refuse(message: str, _: str | None = None, /) -> NoReturn:
         raise ModelFileError(message)
 
     def part(name: str, type: str, values: Any) -> RawTensor:
