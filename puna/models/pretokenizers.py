@@ -21,8 +21,8 @@ _KANA_AND_HAN = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
 _ASCII_SYMBOLS = r"!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~"
 # Groups of three from the right. Where one match ended inside a number (\G), the rest of it divides by three: without
 # that every group would count to the number's end. What is said of the rest is atomic, so that it is counted once.
-_GROUPS_FROM_THE_RIGHT = r"\G(?<=\p{N})\p{N}{3}|\p{N}{1,3}(?=(?>(?:\p{N}{3})*)(?!\p{N}))"
-# The same of digits, where a word ends behind them; digits that a letter follows stay as they are.
+_GROUPS_FROM_THE_RIGHT = r"\G(?<=\p{Nd})\p{Nd}{3}|\p{Nd}{1,3}(?=(?>(?:\p{Nd}{3})*)(?!\p{Nd}))"
+# The same where a word ends behind them; digits that a letter follows stay as they are.
 _GROUPS_AT_WORDS_ENDS = r"\G(?<=\d)\d{3}|(?<!\d)\d{1,3}(?=(?>(?:\d{3})*)\b)"
 # Boundaries wherever a multiple of three digits is left, as what lies between them: other numerals stay with what
 # precedes them.
@@ -63,10 +63,11 @@ _CASED = (
     r"\x{A790}-\x{A7FF}\x{AB30}-\x{AB6F}\x{10570}-\x{105BF}\x{10D40}-\x{10D8F}\x{16E40}-\x{16E7F}\x{1D400}-\x{1DFFF}]]+"
 )
 _DEEPSEEK_HAN = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
-# Scripts that AFMoE keeps together: Han, kana, Thai, Lao, Khmer, Burmese, Hangul.
+# Scripts that AFMoE keeps together, each by itself: Han and kana, Thai, Lao, Khmer, Burmese, Hangul.
 _ASIAN = (
-    "[\u4e00-\u9fff\u3400-\u4dbf\uf900-\ufaff\u3040-\u309f\u30a0-\u30ff\uff65-\uff9f\u2f00-\u2fdf\u0e40-\u0e7f"
-    "\u0e80-\u0eff\u1780-\u17ff\u1000-\u109f\uaa60-\uaa7f\ua9e0-\ua9ff\uac00-\ud7af\u1100-\u11ff]+"
+    "[\u4e00-\u9fff\u3400-\u4dbf\uf900-\ufaff\u3040-\u309f\u30a0-\u30ff\uff65-\uff9f\u2f00-\u2fdf]+"
+    "|[\u0e00-\u0e7f]+|[\u0e80-\u0eff]+|[\u1780-\u17ff]+|[\u1000-\u109f\uaa60-\uaa7f\ua9e0-\ua9ff]+"
+    "|[\uac00-\ud7af\u1100-\u11ff]+"
 )
 
 

@@ -246,9 +246,15 @@ def test_every_cut_that_is_listed_can_be_built_and_loses_nothing(make: Callable[
 # What the fast expressions stand for; each of these looks at all of a number from each of its digits.
 PLAIN = {
     "tiny_aya": [r"\d{1,3}(?=(?:\d{3})*\b)"],
-    "afmoe": [r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))"],
+    # As the model's own tokenizer.json has it.
+    "afmoe": [
+        r"\p{Nd}{1,510}(?=(?>\p{Nd}{510})*(?:\P{Nd}|$))|\G\p{Nd}{510}",
+        r"\A\p{Nd}{1,2}(?=\p{Nd}{3}+\z)",
+        r"\A\p{Nd}{3}|\G\p{Nd}{3}",
+    ],
     "superbpe": [r"\p{N}+", r"(?=(\d{3})+(?!\d))"],
 }
+FAST = {pre: PRE_TOKENIZERS[pre].patterns[:count] for pre, count in (("tiny_aya", 1), ("afmoe", 1), ("superbpe", 2))}
 
 
 def cut_into(patterns: Sequence[str], text: str) -> list[str]:
@@ -262,13 +268,19 @@ def cut_into(patterns: Sequence[str], text: str) -> list[str]:
 @pytest.mark.parametrize("pre", PLAIN)
 @given(st.text("1234567890٣½a _\u0301\n", max_size=30))
 def test_numbers_are_cut_into_threes_from_the_right(pre: str, text: str) -> None:
-    assert cut_into(PRE_TOKENIZERS[pre].patterns[: len(PLAIN[pre])], text) == cut_into(PLAIN[pre], text)
+    assert cut_into(FAST[pre], text) == cut_into(PLAIN[pre], text)
 
 
 def test_a_number_is_cut_from_the_right_and_before_a_letter_each_in_its_way() -> None:
-    cut = {pre: cut_into(PRE_TOKENIZERS[pre].patterns[: len(PLAIN[pre])], "x 1234567a") for pre in PLAIN}
+    cut = {pre: cut_into(FAST[pre], "x 1234567a") for pre in PLAIN}
     assert cut["afmoe"] == cut["superbpe"] == ["x ", "1", "234", "567", "a"]
     assert cut["tiny_aya"] == ["x 1234567a"]
+
+
+def test_digits_beyond_five_hundred_are_cut_as_afmoe_s_own_expressions_cut_them() -> None:
+    for count in (509, 510, 511, 512, 1019, 1021, 1023):
+        text = "x  " + "7" * count + "\n"
+        assert cut_into(FAST["afmoe"], text) == cut_into(PLAIN["afmoe"], text)
 
 
 @pytest.mark.parametrize("end", ["", "a"])
