@@ -75,6 +75,26 @@ def test_the_size_of_blocks_changes_nothing(make_engine: EngineMaker, wanted: Sa
 
 @native
 @pytest.mark.parametrize("backend", ["cpu"])
+@pytest.mark.parametrize("cache", ["f32", "bf16", "f16", "int8"])
+def test_a_crowd_in_small_chunks_changes_nothing_on_any_path_with_any_cache(
+    make_engine: EngineMaker, cache: str
+) -> None:
+    from puna.kernels.cpu import paths
+
+    found: dict[str, Samples] = {}
+    for isa in paths():
+        options = {"isa": isa, "kv_dtype": cache}
+        wanted = alone(make_engine(prefix_cache=False, budget_tokens=256, **options))
+        engine = make_engine(budget_tokens=16, **options)
+        found[isa] = run(engine, *crowd())
+        assert_all_same(engine, found[isa], wanted)
+    if {"avx2", "avx512"} <= found.keys():
+        for key, sample in found["avx512"].items():
+            assert_same(sample, found["avx2"][key], exact=True)
+
+
+@native
+@pytest.mark.parametrize("backend", ["cpu"])
 def test_sums_that_depend_on_the_batch_would_be_noticed(make_engine: EngineMaker, wanted: Samples) -> None:
     engine = make_engine()
     engine.backend.interpreter.break_batch_invariance(True)  # type: ignore[attr-defined]
