@@ -250,7 +250,14 @@ def test_who_does_not_read_leaves_the_engine_and_goes_on_when_it_does(
 def test_engines_that_cannot_start_any_more_are_tried_ever_later(
     config: EngineConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "DELAYS_S", (0.0, 0.05))
+    delays, slept, sleep = (0.0, 0.011, 0.013, 0.017, 0.019), list[float](), asyncio.sleep
+
+    async def slept_through(seconds: float) -> None:
+        slept.append(seconds)
+        await sleep(seconds)
+
+    monkeypatch.setattr(module, "DELAYS_S", delays)
+    monkeypatch.setattr(asyncio, "sleep", slept_through)
     model = tmp_path / "model.gguf"
     model.write_bytes(Path(config.model).read_bytes())
     moved = tmp_path / "moved.gguf"
@@ -265,6 +272,7 @@ def test_engines_that_cannot_start_any_more_are_tried_ever_later(
         with pytest.raises(EngineError, match="dies again and again"):
             await answer
         assert supervisor.state == "crash loop"
+        assert [seconds for seconds in slept if seconds in delays[1:]][:3] == list(delays[1:4])
         assert not supervisor.health().alive
         with pytest.raises(EngineError, match="dies again and again"):
             await collect(supervisor, request("meanwhile", [5]))
