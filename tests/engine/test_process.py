@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import queue
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,8 +19,21 @@ import pytest
 from puna.engine.client import EngineClient, describe_exit
 from puna.engine.config import EngineConfig
 from puna.engine.core import Engine
-from puna.engine.messages import Failed, FromEngine, Refused, Stepped, as_error, frame, kind_of
+from puna.engine.messages import (
+    BOARD_BYTES,
+    Abort,
+    Failed,
+    FromEngine,
+    Refused,
+    Stepped,
+    Stop,
+    as_error,
+    frame,
+    kind_of,
+)
+from puna.engine.news import StepNews
 from puna.engine.params import EngineRequest
+from puna.engine.process import _serve
 from puna.errors import EngineError, InputError, ModelNotFoundError, OverloadedError
 from tests.engine.driving import Sample, Samples, prompt, request, run
 
@@ -154,6 +169,33 @@ def test_closing_the_iterator_ends_the_request_in_the_engine(make_config: Config
         assert (await collect(client, request("r", [5], max_tokens=1)))["r", 0].tokens
 
     with_client(make_config(), scenario)
+
+
+def test_who_leaves_during_a_step_has_no_block_after_the_next(
+    make_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(make_config())
+    inbox: queue.Queue[Any] = queue.Queue()
+    for number, name in enumerate(("stays", "leaves")):
+        inbox.put(request(name, prompt(20, number), max_tokens=200, ignore_eos=True))
+    step, held = engine.step, list[tuple[int, int]]()
+
+    def watched() -> StepNews:
+        news = step()
+        figures = engine.stats()
+        held.append((figures.live_requests, figures.scheduler.blocks_used))
+        if len(held) == 5:
+            inbox.put(Abort("leaves"))
+        if len(held) == 8:
+            inbox.put(Stop())
+        return news
+
+    monkeypatch.setattr(engine, "step", watched)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        _serve(engine, ours, inbox, memoryview(bytearray(BOARD_BYTES)).cast("q"))
+    assert [live for live, _ in held] == [2] * 5 + [1] * 3
+    assert [blocks for _, blocks in held[5:]] == [held[4][1] // 2] * 3
 
 
 def test_a_cancelled_task_ends_its_request(make_config: Config) -> None:

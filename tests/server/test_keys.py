@@ -173,6 +173,14 @@ def test_a_ring_finds_the_keys_it_has_and_no_others() -> None:
     assert all(len(key) > 43 for key in keys)
 
 
+def test_a_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared, key = list[tuple[str, str]](), new_key()
+    ring = KeyRing([plain_entry(key)])
+    monkeypatch.setattr("hmac.compare_digest", lambda one, other: compared.append((one, other)))
+    assert ring.find(key) is None, "nothing else than that comparison lets a key in"
+    assert compared == [(hash_key(key), hash_key(key))]
+
+
 HASH = "0" * 64
 
 

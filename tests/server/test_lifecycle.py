@@ -56,6 +56,14 @@ def test_health_is_true_and_open(server: ServerProcess) -> None:
     assert is_running(server.engine_pid)
 
 
+def test_unless_told_otherwise_no_page_of_another_origin_may_ask(server: ServerProcess) -> None:
+    origin = {"origin": "https://page.example"}
+    asked = httpx.options(f"{server.url}/v1/completions", headers={**origin, "access-control-request-method": "POST"})
+    assert asked.status_code == 405
+    for response in (asked, httpx.get(f"{server.url}/v1/models", headers=origin)):
+        assert not [name for name in response.headers if name.startswith("access-control-")]
+
+
 def test_the_served_model_is_listed(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["tiny"]
     assert client.models.retrieve("tiny").owned_by == "puna"
