@@ -121,3 +121,17 @@ def test_a_product_is_that_of_the_whole_numbers_and_their_scales(folder: Path, i
     assert wanted.logits is not None
     terms = (np.abs(x) @ np.abs(dequantize(codes)).T).max()
     assert np.abs(found.logits - wanted.logits).max() <= 1e-6 * terms
+
+
+def test_a_model_runs_of_which_some_matrices_have_no_codes(isa: str) -> None:
+    """Among those that read one input, and as one factor of a gate."""
+    model = load_model(FILES / "autoawq")
+    plain = as_values(model)
+    mixed = dict(model.weights) | {name: plain[name] for name in plain if name.endswith(("key", "up"))}
+    assert [multiplied(mixed[name], "int8").type for name in mixed if name.endswith(("key", "up"))] == ["F16", "F16"]
+    found, codes, wanted = (
+        logits(NativeInterpreter(model.program, weights, KV, isa=isa, threads=1))
+        for weights in (mixed, model.weights, plain)
+    )
+    assert 0 < np.abs(found - wanted).max() <= BOUND * np.abs(wanted).max()
+    assert not np.array_equal(found, codes)
