@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import csv
 import gzip
+import heapq
 import io
 import json
-import math
 import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,9 @@ def read_trace(path: Path, limit: int | None = None, seed: int = 1) -> list[Arri
         with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as opened:
             lines = (line for line in opened if line.strip() and not line.startswith("#"))
             rows, names = _rows(lines, path)
-            arrivals = sorted(_reader(names, path, seed)(rows), key=lambda arrival: arrival.at_s)
+            arrivals = sorted(_reader(names, path, limit, seed)(rows), key=lambda arrival: arrival.at_s)
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"cannot read the trace {path}: {error.strerror or error}") from None
     except (ValueError, KeyError, TypeError, EOFError) as error:
@@ -62,7 +65,9 @@ def _rows(lines: Iterator[str], path: Path) -> tuple[Iterable[Row], frozenset[st
     return list(csv.DictReader(lines, names)), frozenset(names)
 
 
-def _reader(names: frozenset[str], path: Path, seed: int) -> Callable[[Iterable[Row]], Iterator[Arrival]]:
+def _reader(
+    names: frozenset[str], path: Path, limit: int | None, seed: int
+) -> Callable[[Iterable[Row]], Iterator[Arrival]]:
     if {"timestamp", "input_length", "output_length"} <= names:
         return _mooncake
     if {"prompt_tokens", "output_tokens"} <= names and names & {"arrival_s", "req_time_s"}:
@@ -70,7 +75,7 @@ def _reader(names: frozenset[str], path: Path, seed: int) -> Callable[[Iterable[
     if {"Timestamp", "Request tokens", "Response tokens"} <= names:
         return _burst
     if {"window_start_s", "rate_rps", "cv"} <= names:
-        return lambda rows: _windows(rows, random.Random(seed))
+        return lambda rows: islice(_windows(rows, random.Random(seed)), limit)
     if "arrival_s" in names:
         return lambda rows: (Arrival(float(row["arrival_s"])) for row in rows)
     shown = ", ".join(sorted(names))[:200]
@@ -101,16 +106,17 @@ def _burst(rows: Iterable[Row]) -> Iterator[Arrival]:
 
 
 def _windows(rows: Iterable[Row], dice: random.Random) -> Iterator[Arrival]:
-    """ServeGen: a client's rate and the coefficient of variation of its gaps, by windows of 600 s. Gaps are drawn from
-    a gamma distribution of that mean and variation."""
-    for row in rows:
-        start, rate, cv = float(row["window_start_s"]), float(row["rate_rps"]), float(row["cv"])
-        if rate <= 0:
-            continue
-        shape = 1.0 / max(1e-3, cv) ** 2
-        at = start + dice.random() / rate
-        while at < start + 600:
-            yield Arrival(at)
-            at += dice.gammavariate(shape, 1.0 / (rate * shape))
-            if not math.isfinite(at):
-                return
+    """ServeGen: a client's rate and the coefficient of variation of its gaps, by windows of 600 s. In order, and drawn
+    only as far as they are taken: a day of such rates is millions of requests."""
+    windows = [(float(row["window_start_s"]), float(row["rate_rps"]), float(row["cv"])) for row in rows]
+    drawn = (_window(start, rate, cv, dice) for start, rate, cv in windows if rate > 0)
+    return map(Arrival, heapq.merge(*drawn))
+
+
+def _window(start: float, rate: float, cv: float, dice: random.Random) -> Iterator[float]:
+    """Gaps are drawn from a gamma distribution of that mean and variation."""
+    shape = 1.0 / max(1e-3, cv) ** 2
+    at = start + dice.random() / rate
+    while at < start + 600:
+        yield at
+        at += dice.gammavariate(shape, 1.0 / (rate * shape))

@@ -182,6 +182,15 @@ def test_rates_become_arrivals_and_times_alone_have_the_lengths_of_the_load(tmp_
     assert [(one.due_s, len(one.turns[0].units), one.turns[0].output_len) for one in planned] == [(0, 7, 3), (1, 7, 3)]
 
 
+def test_of_rates_only_as_many_arrivals_are_drawn_as_are_wanted(tmp_path: Path) -> None:
+    rates = tmp_path / "rates.csv"
+    head = "client,window_start_s,rate_rps,cv\n"
+    rates.write_text(f"{head}1,0,1e9,1.0\n2,600,1e9,2.0\n")  # a million million in all
+    assert len(read_trace(rates, limit=50)) == 50
+    rates.write_text(f"{head}1,600,0.05,1.0\n2,0,0.02,2.0\n3,600,0.03,0.5\n")
+    assert read_trace(rates, limit=20) == read_trace(rates)[:20]
+
+
 def test_prompts_with_the_same_blocks_begin_alike(tmp_path: Path) -> None:
     file = tmp_path / "trace.jsonl"
     file.write_text(FORMATS["mooncake"].replace("374", "1024").replace("396", "1024"))
