@@ -5,7 +5,8 @@
 //   half 0: | nibbles, 4 chunks of 64 bytes | planes, if there are | half 1: ...
 //   nibbles    lane r, byte j of chunk c: input 4c + j in the low and 16 + 4c + j in the high nibble
 //   fives      a plane of 64 bytes: in lane r, byte j, bit c belongs to input 4c + j, bit 4 + c to input 16 + 4c + j
-//   sixes      two planes of 64 bytes, of the first and of the last 16 inputs: in byte j, bits 2c and 2c + 1: input 4c + j
+//   sixes      3 chunks of the first 16 inputs, 3 of the last: lane r, byte j of chunk c holds input 4c + j below two bits
+//              of input 12 + j, the bits 2c and 2c + 1
 //   bytes      8 chunks: lane r, byte j of chunk c is input 4c + j
 //
 // For paths that multiply in bf16 (decode_bf16.hpp) the 32 inputs of a row are one register, in words or in lanes:
@@ -28,7 +29,7 @@ struct BitPlace {
   int shift;
 };
 
-// The low four bits of a code, or all eight. Fives by rows lie otherwise, see below.
+// The low four bits of a code, or all six or eight that lie together. Fives by rows lie otherwise, see below.
 template <Codes CODES, bool BY_ROWS>
 constexpr BitPlace low_bits(int row, int input) {
   const int byte_chunk = row / 2, byte_at = 4 * (input % 16) + input / 16 + 2 * (row % 2);  // as bytes lie, by rows
@@ -40,18 +41,17 @@ constexpr BitPlace low_bits(int row, int input) {
     constexpr int HALF_BYTES = static_cast<int>(Shape{.codes = CODES, .centre = 0, .minimum = false}.code_bytes() / 2);
     const int at = HALF_BYTES * (row / 16) + 4 * (row % 16) + input % 4;
     if constexpr (CODES == Codes::bytes) return {at + 64 * (input / 4), 0};
+    if constexpr (CODES == Codes::sixes) return {at + 192 * (input / 16) + 64 * (input % 16 / 4), 0};
     return {at + 64 * (input % 16 / 4), 4 * (input / 16)};
   }
 }
 
-// The bits above them, of fives and sixes.
+// The bits above them, of fives and of sixes by rows.
 template <Codes CODES, bool BY_ROWS>
 constexpr BitPlace high_bits(int row, int input) {
   if constexpr (BY_ROWS) return {512 + 64 * (row / 8) + 4 * (input % 16) + input / 16 + 2 * (row % 2), 2 * (row % 8 / 2)};
   constexpr int HALF_BYTES = static_cast<int>(Shape{.codes = CODES, .centre = 0, .minimum = false}.code_bytes() / 2);
-  const int at = HALF_BYTES * (row / 16) + 256 + 4 * (row % 16) + input % 4, chunk = input % 16 / 4;
-  if constexpr (CODES == Codes::fives) return {at, chunk + 4 * (input / 16)};
-  return {at + 64 * (input / 16), 2 * chunk};
+  return {HALF_BYTES * (row / 16) + 256 + 4 * (row % 16) + input % 4, input % 16 / 4 + 4 * (input / 16)};
 }
 
 // The byte of word `input` in a chunk that holds its bits from `bit` on.
@@ -68,6 +68,9 @@ inline void for_bits(int row, int input, Each each) {
     } else {
       for (int bit = 0; bit < 5; ++bit) each(word_bits(5 * (row - 30) + 4 - bit, input, 15), bit, 1);
     }
+  } else if constexpr (CODES == Codes::sixes && !BY_ROWS) {
+    if (input % 16 < 12) return each(low_bits<CODES, false>(row, input), 0, 6);
+    for (int chunk = 0; chunk < 3; ++chunk) each(BitPlace{low_bits<CODES, false>(row, input - 12 + 4 * chunk).byte, 6}, 2 * chunk, 2);
   } else {
     each(low_bits<CODES, BY_ROWS>(row, input), 0, CODES == Codes::bytes ? 8 : 4);
     if constexpr (CODES == Codes::fives) each(high_bits<CODES, BY_ROWS>(row, input), 4, 1);

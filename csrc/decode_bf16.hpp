@@ -58,10 +58,16 @@ struct Rows {
   static constexpr size_t KINDS = SHAPE.kinds();
   static constexpr size_t SUB_BYTES = SHAPE.sub_bytes();
 
-  static inline const uint8_t* decode(const uint8_t* panel, int64_t g, uint8_t* out) {
+  // Of the superblock that was decoded last: its factors, as floats.
+  struct Header {
+    const uint8_t* of = nullptr;
+    alignas(64) float factors[KINDS * PANEL];
+  };
+
+  static inline const uint8_t* decode(const uint8_t* panel, int64_t g, uint8_t* out, Header& header) {
     const GroupPlace place = place_of<LAYOUT>(panel, g);
     RowFactors f;
-    load_factors(place, f);
+    load_factors(place, f, header);
     const RowFactors* factors = f.from_memory();
     const uint8_t* codes = place.group + FACTOR_BYTES;
     if constexpr (SHAPE.codes == Codes::nibbles && SHAPE.runs == 1) nibbles(codes, factors, out);
@@ -72,7 +78,13 @@ struct Rows {
   }
 
  private:
-  static inline void load_factors(const GroupPlace& place, RowFactors& f) {
+  static inline void load_factors(const GroupPlace& place, RowFactors& f, Header& header) {
+    if constexpr (SHAPE.sub) {
+      if (header.of != place.header) {
+        for (size_t at = 0; at < KINDS * PANEL; at += 16) _mm512_store_ps(header.factors + at, sixteen_halves(place.header + 2 * at));
+        header.of = place.header;
+      }
+    }
     const auto keep = [&](int at, __m512 scale, __m512 minimum) {
       _mm512_store_ps(f.scale + at, scale);
       if constexpr (SHAPE.codes == Codes::bytes) minimum = _mm512_mul_ps(scale, _mm512_set1_ps(-32896.0f));  // 2^15 + 128
@@ -85,9 +97,12 @@ struct Rows {
           _mm512_store_ps(f.scale + PANEL * run + 16 * half, _mm512_loadu_ps(place.group + 4 * (PANEL * run + 16 * half)));
         continue;
       }
-      const uint8_t* halves = (SHAPE.sub ? place.header : place.group) + 32 * half;
-      const __m512 scale = sixteen_halves(halves);
-      const __m512 minimum = SHAPE.minimum ? sixteen_halves(halves + 2 * PANEL) : _mm512_setzero_ps();
+      const auto factor = [&](size_t kind) {
+        const size_t at = kind * PANEL + 16 * static_cast<size_t>(half);
+        return SHAPE.sub ? _mm512_load_ps(header.factors + at) : sixteen_halves(place.group + 2 * at);
+      };
+      const __m512 scale = factor(0);
+      const __m512 minimum = SHAPE.minimum ? factor(1) : _mm512_setzero_ps();
       if constexpr (!SHAPE.sub) {
         keep(16 * half, scale, SHAPE.zero ? _mm512_mul_ps(scale, minimum) : minimum);
       } else {
@@ -211,7 +226,8 @@ struct Rows {
 template <>
 struct Rows<Layout::bf16> {
   static constexpr int64_t BYTES = HALF_GROUP_BYTES, PARTS = 1;
-  static inline const uint8_t* decode(const uint8_t* panel, int64_t g, uint8_t*) { return panel + g * BYTES; }
+  struct Header {};
+  static inline const uint8_t* decode(const uint8_t* panel, int64_t g, uint8_t*, Header&) { return panel + g * BYTES; }
 };
 
 // An f16 is a bf16, its upper bits, and another one, what is left of it: of 11 bits 8 and 3. Both are exact, of subnormal
@@ -221,7 +237,8 @@ template <>
 struct Rows<Layout::f16> {
   static constexpr int64_t BYTES = HALF_GROUP_BYTES, PARTS = 2;
 
-  static inline const uint8_t* decode(const uint8_t* panel, int64_t g, uint8_t* out) {
+  struct Header {};
+  static inline const uint8_t* decode(const uint8_t* panel, int64_t g, uint8_t* out, Header&) {
     const uint8_t* group = panel + g * BYTES;
 #pragma GCC unroll 8
     for (int row = 0; row < PANEL; ++row) {

@@ -6,16 +6,18 @@
 
 #include "activations.hpp"
 #include "matmul_amx.hpp"
+#include "scratch.hpp"
 
 namespace puna::path_amx {
 
+struct alignas(64) GatedSums {
+  float gate[MANY * PANEL];
+  float up[MANY * PANEL];
+};
+
 // Few rows: sums of both go to scratch of the first cache.
 static void few_gated(const GatedArgs& a, const LinearPart& part) {
-  struct alignas(64) Sums {
-    float gate[MANY * PANEL];
-    float up[MANY * PANEL];
-  };
-  static thread_local Sums sums;
+  GatedSums& sums = thread_scratch<GatedSums>();
   const int64_t groups = a.gate.matrix->panel_count();
   const auto factor = [&](const float* gate, const float* up, uint32_t there) {
     const __m512 active = path_avx512::activate({_mm512_load_ps(gate)}, a.kind).v;
@@ -38,7 +40,7 @@ static void few_gated(const GatedArgs& a, const LinearPart& part) {
 }
 
 static void many_gated(const GatedArgs& a, const LinearPart& part) {
-  ManyScratch& scratch = many_scratch();
+  ManyScratch& scratch = thread_scratch<ManyScratch>();
   const Tiles tiles(TileShapes(16, 16));
   for (int64_t panel = part.panel; panel < part.panel_end; ++panel) {
     with_format(*a.gate.matrix, [&](auto format) { activate_panel<decltype(format)>(a, panel, part, scratch); });

@@ -35,12 +35,13 @@ struct TokenTile {
   int64_t size;
 };
 
-// `most`: the largest tile, 12 or 4. Twelves, but sixteen as two eights; what remains goes into 1, 2, 4, 8 or 12.
+// `most`: the largest tile but one, 12 or 4. Twelves, and sixteen where up to four would remain of them; what remains goes into
+// 1, 2, 4, 8 or 12.
 inline TokenTile tile_of(int64_t row, int64_t rows, int64_t most) {
   const int64_t rest = rows % most;
   if (most == 12 && rows > 12 && rest >= 1 && rest <= 4) {
-    const int64_t eights = rows - rest - 12;
-    if (row >= eights) return {eights + (row - eights) / 8 * 8, 8};
+    const int64_t sixteen = rows - rest - 12;
+    if (row >= sixteen) return {sixteen, 16};
   }
   const int64_t first = row / most * most;
   const int64_t left = rows - first;
@@ -50,17 +51,19 @@ inline TokenTile tile_of(int64_t row, int64_t rows, int64_t most) {
 // Room for the rows of a step, those that fill up tiles included.
 inline int64_t padded_rows(int64_t rows) { return (rows + 15) / 16 * 16; }
 
-// One group of 32 inputs of one row as integers (quantize.hpp). A value is scale * q or, in a wide group,
-// scale * (128 * q + fine). `sum` is -32 times the sum of the group's integers, `first_sum` and `last_sum`
-// of each sixteen: what codes of weights with a centre of 32 have too much. `offset` is scale times the sum.
-struct RoundedGroup {
+// One group of 32 inputs of one row as integers (quantize.hpp): one line of the cache. A value is scale * q or, in a wide
+// group, scale * (128 * q + fine). `offset` is scale times the sum of the group's integers, `first_offset` that of the first
+// sixteen. The others are what dots with codes begin with: the path's DOT_ZERO, less as many times the sum as codes of
+// that centre have too much; `first` and `last` of sixteen with a centre of 32.
+struct alignas(64) RoundedGroup {
   int8_t q[GROUP];
   float scale;
   float offset;
-  int32_t sum;
-  int32_t first_sum;
-  int32_t last_sum;
+  float first_offset;
+  int32_t from_8, from_16, from_128;
+  int32_t first_from_32, last_from_32;
 };
+static_assert(sizeof(RoundedGroup) == 64);
 
 // Rows rounded to integers. A tile's groups lie together, so that a kernel finds those of its tokens at fixed places:
 // tile after tile, [groups][tokens of the tile].

@@ -64,6 +64,7 @@ struct Shape {
   bool table = false;  // codes are looked up in IQ4_MEANINGS
   bool floats = false;  // factors are float32
   bool zero = false;   // the minimum is a whole multiple of the scale, and stored as that
+  bool unpacked = false;  // what were factors of other kinds, while a product runs
 
   constexpr size_t code_bytes() const {
     return PANEL * GROUP / 2 * (codes == Codes::bytes ? 2 : 1) +

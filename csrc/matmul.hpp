@@ -13,6 +13,7 @@
 #include "layouts.hpp"
 #include "matmul_float.hpp"
 #include "panel_rows.hpp"
+#include "scratch.hpp"
 #include "simd.hpp"
 
 namespace puna::PUNA_NS {
@@ -21,9 +22,9 @@ template <int TOKENS>
 static inline bool any_wide(const uint8_t* wide) {
   uint64_t all = 0;
   std::memcpy(&all, wide, TOKENS < 8 ? TOKENS : 8);
-  if constexpr (TOKENS == 12) {
-    uint32_t more;
-    std::memcpy(&more, wide + 8, sizeof more);
+  if constexpr (TOKENS > 8) {
+    uint64_t more = 0;
+    std::memcpy(&more, wide + 8, TOKENS - 8);
     all |= more;
   }
   return all != 0;
@@ -32,7 +33,7 @@ static inline bool any_wide(const uint8_t* wide) {
 // Four inputs of sixteen rows join the dots of TOKENS tokens.
 template <Shape SHAPE, int TOKENS>
 static inline void join_chunk(VB codes, const RoundedGroup* x, int input, VI* dots) {
-  PUNA_UNROLL for (int t = 0; t < TOKENS; ++t) dots[t] = Format<SHAPE>::dot(dots[t], codes, four_bytes(x[t].q + input));
+  PUNA_UNROLL for (int t = 0; t < TOKENS; ++t) dots[t] = Format<SHAPE>::dot(dots[t], codes, x[t].q + input);
 }
 
 // The dot of one token, in two chains: a single one would be waited for.
@@ -42,12 +43,12 @@ static inline VI single_dot(const uint8_t* codes, const int8_t* q, int run) {
   VI one = zero_int(), other = zero_int();
   PUNA_UNROLL for (int c = 0; c < CHUNKS; ++c) {
     if constexpr (Weights::RUNS == 1) {
-      one = Weights::dot(one, Weights::low_chunk(codes, c), four_bytes(q + 4 * c));
-      other = Weights::dot(other, Weights::high_chunk(codes, c), four_bytes(q + 4 * c + 16));
+      one = Weights::dot(one, Weights::low_chunk(codes, c), q + 4 * c);
+      other = Weights::dot(other, Weights::high_chunk(codes, c), q + 4 * c + 16);
     } else {
       const VB chunk = run == 0 ? Weights::low_chunk(codes, c) : Weights::high_chunk(codes, c);
       VI& chain = c % 2 == 0 ? one : other;
-      chain = Weights::dot(chain, chunk, four_bytes(q + 4 * c + 16 * run));
+      chain = Weights::dot(chain, chunk, q + 4 * c + 16 * run);
     }
   }
   return add_int(one, other);
@@ -61,64 +62,119 @@ struct Held {
   VF sums[TOKENS];
 };
 
+// Dots of which some are of wide groups join the sums.
 template <Shape SHAPE, int TOKENS>
-[[gnu::noinline]] static void widen(const LinearArgs& a, const uint8_t* codes, const RoundedGroup* x, int64_t g, int64_t row,
-                                    int run, Held<TOKENS>& held) {
+[[gnu::noinline]] static void join_wide(const LinearArgs& a, const GroupPlace& place, const RoundedGroup* x, int64_t g,
+                                        int64_t row, int half, int run, Held<TOKENS>& held) {
+  using Weights = Format<SHAPE>;
   const int64_t groups = a.matrix->groups();
   const uint8_t* wide = a.quantized.wide + g * a.quantized.stride + row;
+  const Factors<Weights::RUNS> factors = Weights::factors(place, half);
   for (int t = 0; t < TOKENS; ++t) {
+    VI dot = sub_int(held.dots[t], set1_int(Weights::ZERO));
     const int8_t* fine = a.quantized.fine + ((row + t) * groups + g) * GROUP;
-    if (wide[t]) held.dots[t] = Format<SHAPE>::widen(held.dots[t], x[t], codes, fine, run);
+    if (wide[t]) dot = Weights::widen(dot, x[t], Weights::codes(place, half), fine, run);
+    held.sums[t] = Weights::join_plain(held.sums[t], factors, dot, x[t], run);
   }
 }
 
-// One group joins the sums of sixteen output rows, for TOKENS tokens; `row` is the first of them. Where sixteen inputs
-// have factors of their own, the first ones join before the last ones are looked at, so that dots of one run are held.
-template <Shape SHAPE, int TOKENS>
+// One group joins the sums of HALVES times sixteen output rows, for TOKENS tokens; `row` is the first of them. A byte dot
+// takes longer than the dots of eight tokens: of few tokens, halves and runs go side by side.
+template <Shape SHAPE, int TOKENS, int HALVES>
 static inline void integer_group(const LinearArgs& a, const GroupPlace& place, const RoundedGroup* x, int64_t g, int64_t row,
-                                 int half, VF* sum) {
+                                 int half, VF (*sum)[TOKENS]) {
   using Weights = Format<SHAPE>;
-  constexpr int RUNS = Weights::RUNS;
-  const uint8_t* codes = Weights::codes(place, half);
-  const uint8_t* wide = a.quantized.wide + g * a.quantized.stride + row;
-  VF first[TOKENS];  // of two runs
-  PUNA_UNROLL for (int run = 0; run < RUNS; ++run) {
-    VI dots[TOKENS];
-    PUNA_UNROLL for (int t = 0; t < TOKENS; ++t) dots[t] = Weights::start(x[t], run);
+  constexpr int RUNS = Weights::RUNS, BESIDE = TOKENS * HALVES * RUNS <= 16 ? RUNS : 1;
+  const bool any = any_wide<TOKENS>(a.quantized.wide + g * a.quantized.stride + row);
+  const uint8_t* codes[HALVES];
+  PUNA_UNROLL for (int h = 0; h < HALVES; ++h) codes[h] = Weights::codes(place, half + h);
+  PUNA_UNROLL for (int first = 0; first < RUNS; first += BESIDE) {
+    VI dots[HALVES][BESIDE][TOKENS];
+    PUNA_UNROLL for (int h = 0; h < HALVES; ++h)
+      PUNA_UNROLL for (int b = 0; b < BESIDE; ++b)
+        PUNA_UNROLL for (int t = 0; t < TOKENS; ++t) dots[h][b][t] = Weights::start(x[t], first + b);
     if constexpr (TOKENS == 1) {
-      dots[0] = add_int(dots[0], single_dot<SHAPE>(codes, x->q, run));
+      PUNA_UNROLL for (int h = 0; h < HALVES; ++h)
+        PUNA_UNROLL for (int b = 0; b < BESIDE; ++b)
+          dots[h][b][0] = add_int(dots[h][b][0], single_dot<SHAPE>(codes[h], x->q, first + b));
     } else {
-      PUNA_UNROLL for (int c = 0; c < CHUNKS; ++c) {
-        if (RUNS == 1 || run == 0) join_chunk<SHAPE, TOKENS>(Weights::low_chunk(codes, c), x, 4 * c, dots);
-        if (RUNS == 1 || run == 1) join_chunk<SHAPE, TOKENS>(Weights::high_chunk(codes, c), x, 4 * c + 16, dots);
+      PUNA_UNROLL for (int c = 0; c < CHUNKS; ++c)
+        PUNA_UNROLL for (int h = 0; h < HALVES; ++h) {
+          if (RUNS == 1 || first == 0) join_chunk<SHAPE, TOKENS>(Weights::low_chunk(codes[h], c), x, 4 * c, dots[h][0]);
+          if (RUNS == 1 || first + BESIDE == 2)
+            join_chunk<SHAPE, TOKENS>(Weights::high_chunk(codes[h], c), x, 4 * c + 16, dots[h][BESIDE - 1]);
+        }
+    }
+    PUNA_UNROLL for (int h = 0; h < HALVES; ++h)
+      PUNA_UNROLL for (int b = 0; b < BESIDE; ++b) {
+        if (any) [[unlikely]] {
+          Held<TOKENS> held;
+          PUNA_UNROLL for (int t = 0; t < TOKENS; ++t) held.dots[t] = dots[h][b][t], held.sums[t] = sum[h][t];
+          join_wide<SHAPE, TOKENS>(a, place, x, g, row, half + h, first + b, held);
+          PUNA_UNROLL for (int t = 0; t < TOKENS; ++t) sum[h][t] = held.sums[t];
+        } else {
+          const Factors<RUNS> factors = Weights::factors(place, half + h);
+          PUNA_UNROLL for (int t = 0; t < TOKENS; ++t)
+            sum[h][t] = Weights::join(sum[h][t], factors, dots[h][b][t], x[t], first + b);
+        }
       }
+  }
+}
+
+// The codes of half a group as bytes: chunks of the first inputs, then those of the last.
+template <Shape SHAPE>
+static inline void unpack_codes(const uint8_t* codes, uint8_t* out) {
+  PUNA_UNROLL for (int c = 0; c < CHUNKS; ++c) {
+    store_bytes(out + 64 * c, Format<SHAPE>::low_chunk(codes, c));
+    store_bytes(out + 64 * (CHUNKS + c), Format<SHAPE>::high_chunk(codes, c));
+  }
+}
+
+// Likewise of sixteen tokens and two runs, eight tokens at a time; codes are unpacked once for both.
+template <Shape SHAPE>
+static inline void sixteen_of_two_runs(const LinearArgs& a, const GroupPlace& place, const RoundedGroup* x, int64_t g, int64_t row,
+                                       int half, VF* sum) {
+  using Weights = Format<SHAPE>;
+  constexpr int SOME = 8;
+  const Factors<2> factors = Weights::factors(place, half);
+  alignas(64) uint8_t bytes[2 * CHUNKS * 64];
+  const uint8_t* kept = bytes;
+  unpack_codes<SHAPE>(Weights::codes(place, half), bytes);
+  hide(kept);  // that they are read back
+  for (int at = 0; at < 16; at += SOME, x += SOME, sum += SOME) {
+    VI first[SOME], last[SOME];
+    PUNA_UNROLL for (int t = 0; t < SOME; ++t) first[t] = Weights::start(x[t], 0), last[t] = Weights::start(x[t], 1);
+    PUNA_UNROLL for (int c = 0; c < CHUNKS; ++c) {
+      join_chunk<SHAPE, SOME>(load_bytes(kept + 64 * c), x, 4 * c, first);
+      join_chunk<SHAPE, SOME>(load_bytes(kept + 64 * (CHUNKS + c)), x, 4 * c + 16, last);
     }
-    if (any_wide<TOKENS>(wide)) [[unlikely]] {
-      Held<TOKENS> held;
-      PUNA_UNROLL for (int t = 0; t < TOKENS; ++t) held.dots[t] = dots[t], held.sums[t] = sum[t];
-      widen<SHAPE, TOKENS>(a, codes, x, g, row, run, held);
-      PUNA_UNROLL for (int t = 0; t < TOKENS; ++t) dots[t] = held.dots[t], sum[t] = held.sums[t];
-    }
-    const Factors<RUNS> factors = Weights::factors(place, half);
-    PUNA_UNROLL for (int t = 0; t < TOKENS; ++t) {
-      if constexpr (RUNS == 1) sum[t] = Weights::join(sum[t], factors, dots[t], x[t]);
-      else if (run == 0) first[t] = Weights::times_first(factors, dots[t]);
-      else sum[t] = Weights::join(sum[t], factors, first[t], dots[t], x[t]);
+    if (any_wide<SOME>(a.quantized.wide + g * a.quantized.stride + row + at)) [[unlikely]] {
+      Held<SOME> held;
+      PUNA_UNROLL for (int t = 0; t < SOME; ++t) held.dots[t] = first[t], held.sums[t] = sum[t];
+      join_wide<SHAPE, SOME>(a, place, x, g, row + at, half, 0, held);
+      PUNA_UNROLL for (int t = 0; t < SOME; ++t) held.dots[t] = last[t];
+      join_wide<SHAPE, SOME>(a, place, x, g, row + at, half, 1, held);
+      PUNA_UNROLL for (int t = 0; t < SOME; ++t) sum[t] = held.sums[t];
+    } else {
+      PUNA_UNROLL for (int t = 0; t < SOME; ++t)
+        sum[t] = Weights::join(Weights::join(sum[t], factors, first[t], x[t], 0), factors, last[t], x[t], 1);
     }
   }
 }
 
-// Few tokens read a panel from end to end; many take its halves one after the other, for so their sums stay in
-// registers. The first tile fetches what follows in time.
+// Few tokens read a panel from end to end; many take its halves one after the other, for so their sums stay in registers.
+// Those of sixteen lie in memory, which costs less than unpacking codes twice. The first tile fetches what follows in time.
 template <Shape SHAPE, int TOKENS>
 static inline void integer_tile(const LinearArgs& a, int64_t panel, const uint8_t* w, const TokenTile& tile, bool first_tile) {
-  constexpr int HALVES = TOKENS <= 4 ? 2 : 1;  // at a time
+  constexpr int HALVES = TOKENS <= 4 || TOKENS > 12 ? 2 : 1;  // at a time
   constexpr int64_t BYTES = static_cast<int64_t>(SHAPE.bytes_a_group());
   const int64_t groups = a.matrix->groups();
   const RoundedGroup* x = a.quantized.groups + tile.first * groups;
   VF sums[2][TOKENS];
   for (int half = 0; half < 2; half += HALVES) {
-    VF sum[HALVES][TOKENS];
+    VF held[HALVES][TOKENS];
+    VF (*sum)[TOKENS] = held;
+    if constexpr (TOKENS > 12) hide(sum);  // that they would fit into registers
     PUNA_UNROLL for (int h = 0; h < HALVES; ++h)
       PUNA_UNROLL for (int t = 0; t < TOKENS; ++t) sum[h][t] = zero();
     int64_t g = a.first_group;
@@ -128,8 +184,13 @@ static inline void integer_tile(const LinearArgs& a, int64_t panel, const uint8_
         const int64_t begin = half * BYTES / 2, end = (half + HALVES) * BYTES / 2;
         for (int64_t line = begin; line < end; line += 64) prefetch(w + g * BYTES + PREFETCH_BYTES + line);
       }
-      PUNA_UNROLL for (int h = 0; h < HALVES; ++h)
-        integer_group<SHAPE, TOKENS>(a, place, x + g * TOKENS, g, tile.first, half + h, sum[h]);
+      if constexpr (TOKENS <= 4) {
+        integer_group<SHAPE, TOKENS, HALVES>(a, place, x + g * TOKENS, g, tile.first, half, sum);
+      } else {
+        PUNA_UNROLL for (int h = 0; h < HALVES; ++h)
+          if constexpr (TOKENS == 16 && SHAPE.runs == 2) sixteen_of_two_runs<SHAPE>(a, place, x + g * TOKENS, g, tile.first, half + h, sum[h]);
+          else integer_group<SHAPE, TOKENS, 1>(a, place, x + g * TOKENS, g, tile.first, half + h, sum + h);
+      }
     }
     PUNA_UNROLL for (int h = 0; h < HALVES; ++h)
       PUNA_UNROLL for (int t = 0; t < TOKENS; ++t) sums[half + h][t] = sum[h][t];
@@ -148,6 +209,7 @@ static inline void integer_tile(const LinearArgs& a, int64_t panel, const uint8_
 #if PUNA_PATH == 512
     case 8: return integer_tile<SHAPE, 8>(a, panel, w, tile, first_tile);
     case 12: return integer_tile<SHAPE, 12>(a, panel, w, tile, first_tile);
+    case 16: return integer_tile<SHAPE, 16>(a, panel, w, tile, first_tile);
 #endif
   }
 }
@@ -159,8 +221,8 @@ constexpr size_t UNPACKED_BYTES = 384 << 10;  // of a thread; longer panels are 
 
 constexpr Shape unpacked(Shape shape) {
   shape.codes = Codes::bytes;
-  shape.sub = shape.table = false;
-  shape.floats = true;
+  shape.sub = shape.table = shape.zero = false;
+  shape.floats = shape.unpacked = true;
   return shape;
 }
 
@@ -179,30 +241,28 @@ static inline void unpack_panel(const uint8_t* w, int64_t groups, uint8_t* out) 
       const Factors<Weights::RUNS> f = Weights::factors(place, half);
       float* factors = reinterpret_cast<float*>(out) + LANES * half;
       PUNA_UNROLL for (int run = 0; run < Weights::RUNS; ++run) {
-        store(factors + PANEL * run, f.scale[run]);
+        store(factors + PANEL * run, f.scale[run].scale);
         if constexpr (SHAPE.minimum) store(factors + PANEL * (Weights::RUNS + run), f.minimum[run]);
       }
-      const uint8_t* codes = Weights::codes(place, half);
-      uint8_t* bytes = out + TO.factor_bytes() + TO.code_bytes() / 2 * static_cast<size_t>(half);
-      PUNA_UNROLL for (int c = 0; c < CHUNKS; ++c) {
-        store_bytes(bytes + 64 * c, Weights::low_chunk(codes, c));
-        store_bytes(bytes + 64 * (CHUNKS + c), Weights::high_chunk(codes, c));
-      }
+      unpack_codes<SHAPE>(Weights::codes(place, half), out + TO.factor_bytes() + TO.code_bytes() / 2 * static_cast<size_t>(half));
     }
   }
 }
 
-static inline uint8_t* unpacked_scratch() {
-  alignas(64) static thread_local uint8_t scratch[UNPACKED_BYTES];
-  return scratch;
-}
+struct alignas(64) UnpackedPanel {
+  uint8_t bytes[UNPACKED_BYTES];
+};
 #endif
 
+// `next`: what the panel was unpacked from, of the panel after it; each tile fetches some of it.
 template <Shape SHAPE>
-static inline void panel_tiles(const LinearArgs& a, int64_t panel, const uint8_t* w, const LinearPart& part, bool near) {
+static inline void panel_tiles(const LinearArgs& a, int64_t panel, const uint8_t* w, const LinearPart& part, const uint8_t* next) {
+  const uint8_t* end = next ? next + a.matrix->panel_bytes : nullptr;
   for (int64_t row = part.row; row < part.row_end;) {
     const TokenTile tile = tile_of(row, a.rows, MOST_TOKENS);
-    integer_tile<SHAPE>(a, panel, w, tile, !near && row == part.row);
+    const int64_t lines = tile.size * static_cast<int64_t>(a.matrix->panel_bytes) / (64 * (part.row_end - part.row)) + 1;
+    for (int64_t i = 0; i < lines && next < end; ++i, next += 64) prefetch(next);
+    integer_tile<SHAPE>(a, panel, w, tile, !SHAPE.unpacked && row == part.row);
     row = tile.first + tile.size;
   }
 }
@@ -216,13 +276,14 @@ static void integer_panels(const LinearArgs& a, const LinearPart& part) {
       constexpr Shape TO = unpacked(SHAPE);
       const bool fits = static_cast<size_t>(a.matrix->groups()) * TO.group_bytes() <= UNPACKED_BYTES;
       if (fits && part.row_end - part.row > 2 * MOST_TOKENS) {
-        unpack_panel<SHAPE>(w, a.matrix->groups(), unpacked_scratch());
-        panel_tiles<TO>(a, panel, unpacked_scratch(), part, true);
+        uint8_t* bytes = thread_scratch<UnpackedPanel>().bytes;
+        unpack_panel<SHAPE>(w, a.matrix->groups(), bytes);
+        panel_tiles<TO>(a, panel, bytes, part, panel + 1 < part.panel_end ? w + a.matrix->panel_bytes : nullptr);
         continue;
       }
     }
 #endif
-    panel_tiles<SHAPE>(a, panel, w, part, false);
+    panel_tiles<SHAPE>(a, panel, w, part, nullptr);
   }
 }
 
@@ -235,6 +296,7 @@ static void linear(const LinearArgs& a, const LinearPart& part) {
   }
 }
 
-static int64_t block_rows(int64_t) { return 8 * MOST_TOKENS; }
+// Those of a block stay in the second cache.
+static int64_t block_rows(int64_t in_features) { return (in_features <= 2048 ? 16 : 8) * MOST_TOKENS; }
 
 }  // namespace puna::PUNA_NS

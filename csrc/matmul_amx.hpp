@@ -20,6 +20,7 @@
 #include "kernels.hpp"
 #include "matmul_amx_many.hpp"
 #include "rounding_bf16.hpp"
+#include "scratch.hpp"
 #include "tiles.hpp"
 
 namespace puna::path_amx {
@@ -42,12 +43,6 @@ struct Scratch {
   alignas(64) uint8_t ring[RING * DECODED_BYTES];
   alignas(64) float sums[32 * PANEL];
 };
-
-// One a thread, whatever the format.
-static inline Scratch& few_scratch() {
-  static thread_local Scratch scratch;
-  return scratch;
-}
 
 // Sixteen rows from `row` on or, with TWO, up to 32.
 template <class Format, bool TWO>
@@ -78,13 +73,14 @@ static void few(const LinearArgs& a, const LinearPart& part, int64_t row, Scratc
   for (int64_t panel = part.panel; panel < part.panel_end; ++panel) {
     const uint8_t* w = a.matrix->panels + static_cast<size_t>(panel) * a.matrix->panel_bytes;
     const uint8_t* decoded[HELD] = {};
+    typename Format::Header header;
     zero_sums();
     for (int64_t step = 0; step < groups + LAG; ++step) {
       if (step < groups) {
         const int64_t g = group_at(a, step);
         for (int64_t line = 0; line < Format::BYTES && Format::PARTS == 1; line += 64)
           _mm_prefetch(reinterpret_cast<const char*>(w + g * Format::BYTES + AHEAD + line), _MM_HINT_T0);
-        decoded[step % HELD] = Format::decode(w, g, scratch.ring + step % HELD * BYTES);
+        decoded[step % HELD] = Format::decode(w, g, scratch.ring + step % HELD * BYTES, header);
         written();
       }
       if (step < LAG) continue;
@@ -114,7 +110,7 @@ static void few(const LinearArgs& a, const LinearPart& part, int64_t row, Scratc
 template <class Format>
 static void multiply(const LinearArgs& a, const LinearPart& part) {
   if (a.rows >= MANY) return many<Format>(a, part);
-  Scratch& scratch = few_scratch();
+  Scratch& scratch = thread_scratch<Scratch>();
   int64_t row = part.row;
   for (; row + 16 < part.row_end; row += 32) few<Format, true>(a, part, row, scratch);
   if (row < part.row_end) few<Format, false>(a, part, row, scratch);

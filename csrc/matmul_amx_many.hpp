@@ -15,6 +15,7 @@
 #include "decode_bf16.hpp"
 #include "kernels.hpp"
 #include "rounding_bf16.hpp"
+#include "scratch.hpp"
 #include "tiles.hpp"
 
 namespace puna::path_amx {
@@ -36,12 +37,6 @@ static int64_t block_rows(int64_t in_features) {
   return MOST_BLOCK_ROWS * in_features * 2 <= BLOCK_BYTES ? MOST_BLOCK_ROWS : MOST_BLOCK_ROWS / 2;
 }
 
-// One a thread, whatever the format.
-static inline ManyScratch& many_scratch() {
-  static thread_local ManyScratch scratch;
-  return scratch;
-}
-
 // Groups in the order of the sum; only the fault that breaks batch invariance on purpose begins elsewhere.
 static inline int64_t group_at(const LinearArgs& a, int64_t step) {
   const int64_t g = a.first_group + step, groups = a.matrix->groups();
@@ -51,9 +46,10 @@ static inline int64_t group_at(const LinearArgs& a, int64_t step) {
 // Groups [step, step + count) of a panel, turned into pairs of inputs.
 template <class Format>
 static inline void decode_chunk(const LinearArgs& a, const uint8_t* w, int64_t step, int64_t count, ManyScratch& scratch) {
+  typename Format::Header header;
   for (int64_t k = 0; k < count; ++k) {
     constexpr int64_t BYTES = Format::PARTS * DECODED_BYTES;
-    const uint8_t* rows = Format::decode(w, group_at(a, step + k), scratch.rows + k % 2 * BYTES);
+    const uint8_t* rows = Format::decode(w, group_at(a, step + k), scratch.rows + k % 2 * BYTES, header);
     written();
     for (int64_t tile = 0; tile < BYTES; tile += TILE_BYTES) {
       uint8_t* out = scratch.chunk + k * BYTES + tile;
@@ -204,7 +200,7 @@ struct PanelLanes {
 
 template <class Format>
 static void many(const LinearArgs& a, const LinearPart& part) {
-  ManyScratch& scratch = many_scratch();
+  ManyScratch& scratch = thread_scratch<ManyScratch>();
   const Tiles tiles(TileShapes(16, 16));
   for (int64_t panel = part.panel; panel < part.panel_end; ++panel) {
     const PanelLanes lanes(a, panel);

@@ -36,7 +36,7 @@ static void quantize(const float* x, int64_t width, const QuantizedRows& out, in
     if (!all_finite(low) || !all_finite(high)) [[unlikely]] {
       // What is not a number has no integer: the group's scale carries it on.
       *to = {};
-      to->scale = to->offset = __builtin_nanf("");
+      to->scale = to->offset = to->first_offset = __builtin_nanf("");
     } else {
       const float peak = reduce_max(max(absolute(low), absolute(high)));
       to->scale = peak / 127.0f;
@@ -52,10 +52,14 @@ static void quantize(const float* x, int64_t width, const QuantizedRows& out, in
         sums = {128 * sums.first + fine.first, 128 * sums.second + fine.second};
         to->scale /= 128.0f;
       }
-      to->offset = to->scale * static_cast<float>(sums.first + sums.second);
-      to->sum = -32 * (sums.first + sums.second);
-      to->first_sum = -32 * sums.first;
-      to->last_sum = -32 * sums.second;
+      const int32_t sum = sums.first + sums.second;
+      to->offset = to->scale * static_cast<float>(sum);
+      to->first_offset = to->scale * static_cast<float>(sums.first);
+      to->from_8 = DOT_ZERO - 8 * sum;
+      to->from_16 = DOT_ZERO - 16 * sum;
+      to->from_128 = DOT_ZERO - 128 * sum;
+      to->first_from_32 = DOT_ZERO - 32 * sums.first;
+      to->last_from_32 = DOT_ZERO - 32 * sums.second;
     }
     // Only written where it changes: bytes of rows that other threads round lie beside it.
     uint8_t& flag = out.wide[g * out.stride + row];

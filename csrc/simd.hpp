@@ -27,7 +27,7 @@
 namespace puna::PUNA_NS {
 
 constexpr int LANES = 16;
-// Tokens of the largest tile of the integer matmuls: as many as their sums fit into registers.
+// Tokens of a tile of the integer matmuls: as many as their sums fit into registers.
 constexpr int MOST_TOKENS = PUNA_PATH == 512 ? 12 : 4;
 
 // Of 32 numbers that became bytes: the sums of the first and of the last sixteen.

@@ -107,7 +107,13 @@ static inline VB high_nibbles(VB x) {
   const __m256i m = _mm256_set1_epi8(15);
   return {_mm256_and_si256(_mm256_srli_epi16(x.a, 4), m), _mm256_and_si256(_mm256_srli_epi16(x.b, 4), m)};
 }
-static inline VB shifted_nibbles(VB x) { return {_mm256_srli_epi16(x.a, 4), _mm256_srli_epi16(x.b, 4)}; }
+template <int RIGHT>
+static inline VB shifted(VB x) { return {_mm256_srli_epi16(x.a, RIGHT), _mm256_srli_epi16(x.b, RIGHT)}; }
+static inline VB chosen(uint8_t mask, VB x, VB y) {
+  const __m256i m = _mm256_set1_epi8(static_cast<char>(mask));
+  return {_mm256_or_si256(_mm256_and_si256(m, x.a), _mm256_andnot_si256(m, y.a)),
+          _mm256_or_si256(_mm256_and_si256(m, x.b), _mm256_andnot_si256(m, y.b))};
+}
 template <int RIGHT>
 static inline VB fields(VB x, uint8_t mask) {
   const __m256i m = _mm256_set1_epi8(static_cast<char>(mask));
@@ -124,12 +130,17 @@ static inline VB look_up(VB index, const uint8_t* table) {
   const __m256i entries = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
   return {_mm256_shuffle_epi8(entries, index.a), _mm256_shuffle_epi8(entries, index.b)};
 }
+static inline int32_t four_bytes(const int8_t* p) {
+  int32_t value;
+  std::memcpy(&value, p, sizeof value);
+  return value;
+}
 // Two unsigned bytes of at most 127 times two signed ones never overflow 16 bits.
 static inline __m256i dot_half(__m256i bytes, __m256i four) {
   return _mm256_madd_epi16(_mm256_maddubs_epi16(bytes, four), _mm256_set1_epi16(1));
 }
-static inline VI dot_small(VI sum, VB x, int32_t four) {
-  const __m256i f = _mm256_set1_epi32(four);
+static inline VI dot_small(VI sum, VB x, const int8_t* four) {
+  const __m256i f = _mm256_set1_epi32(four_bytes(four));
   return {_mm256_add_epi32(sum.a, dot_half(x.a, f)), _mm256_add_epi32(sum.b, dot_half(x.b, f))};
 }
 // Bytes up to 255 go in two parts, the low seven bits and the top bit, so that nothing saturates.
@@ -138,9 +149,17 @@ static inline __m256i dot_full(__m256i bytes, __m256i four) {
   const __m256i top = _mm256_and_si256(_mm256_srli_epi16(bytes, 7), _mm256_set1_epi8(1));
   return _mm256_add_epi32(dot_half(low, four), _mm256_slli_epi32(dot_half(top, four), 7));
 }
-static inline VI dot_bytes(VI sum, VB x, int32_t four) {
-  const __m256i f = _mm256_set1_epi32(four);
+static inline VI dot_bytes(VI sum, VB x, const int8_t* four) {
+  const __m256i f = _mm256_set1_epi32(four_bytes(four));
   return {_mm256_add_epi32(sum.a, dot_full(x.a, f)), _mm256_add_epi32(sum.b, dot_full(x.b, f))};
 }
+
+// What a dot begins with, for a product with a factor of at most 22 bits (simd_avx512.hpp).
+constexpr int32_t DOT_ZERO = 0;
+struct DotFactor {
+  VF scale;
+};
+static inline DotFactor dot_factor(VF scale) { return {scale}; }
+static inline VF times_dot(VI dot, DotFactor f) { return mul(to_float(dot), f.scale); }
 
 }  // namespace puna::PUNA_NS

@@ -80,8 +80,13 @@ static inline VB low_nibbles(VB a) { return {_mm512_and_si512(a.v, _mm512_set1_e
 static inline VB high_nibbles(VB a) {
   return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))};
 }
-// The high nibble of each byte in its low four bits; what lies above them is nobody's.
-static inline VB shifted_nibbles(VB a) { return {_mm512_srli_epi16(a.v, 4)}; }
+// Each byte shifted to the right; what comes from above is nobody's.
+template <int RIGHT>
+static inline VB shifted(VB a) { return {_mm512_srli_epi16(a.v, RIGHT)}; }
+// The bits of each byte of `a` that `mask` names, the others of `b`.
+static inline VB chosen(uint8_t mask, VB a, VB b) {
+  return {_mm512_ternarylogic_epi32(_mm512_set1_epi8(static_cast<char>(mask)), a.v, b.v, 0xca)};
+}
 // Each byte shifted to the right, then those bits of it that `mask` names; none may come from another byte.
 template <int RIGHT>
 static inline VB fields(VB a, uint8_t mask) {
@@ -99,11 +104,22 @@ static inline VB look_up(VB index, const uint8_t* table) {
   const __m512i entries = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
   return {_mm512_shuffle_epi8(entries, index.v)};
 }
-// Per lane: sum + the dot product of four unsigned bytes (at most 127) with the four signed bytes of `four`.
-static inline VI dot_small(VI sum, VB bytes, int32_t four) {
-  return {_mm512_dpbusd_epi32(sum.v, bytes.v, _mm512_set1_epi32(four))};
+// Per lane: sum + the dot product of four unsigned bytes (at most 127) with the four signed bytes at `four`. Compilers load
+// those into a register first, which takes an operation more.
+static inline VI dot_small(VI sum, VB bytes, const int8_t* four) {
+  asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum.v) : "v"(bytes.v), "m"(*reinterpret_cast<const int8_t(*)[4]>(four)));
+  return sum;
 }
 // The same for bytes up to 255.
-static inline VI dot_bytes(VI sum, VB bytes, int32_t four) { return dot_small(sum, bytes, four); }
+static inline VI dot_bytes(VI sum, VB bytes, const int8_t* four) { return dot_small(sum, bytes, four); }
+
+// An integer below 2^22 in size, plus this, has the bits of the float 3 * 2^22 plus it. Times a factor of at most 22 bits,
+// less 3 * 2^22 times that, it is rounded once: the bits of the product, without a conversion.
+constexpr int32_t DOT_ZERO = 0x4b400000;
+struct DotFactor {
+  VF scale, zero;
+};
+static inline DotFactor dot_factor(VF scale) { return {scale, mul(scale, set1(-0x3p22f))}; }
+static inline VF times_dot(VI dot, DotFactor f) { return fma({_mm512_castsi512_ps(dot.v)}, f.scale, f.zero); }
 
 }  // namespace puna::PUNA_NS

@@ -112,7 +112,15 @@ static inline VB high_nibbles(VB a) {
   for (int i = 0; i < 4 * LANES; ++i) a.v[i] = static_cast<uint8_t>(a.v[i] >> 4);
   return a;
 }
-static inline VB shifted_nibbles(VB a) { return high_nibbles(a); }
+template <int RIGHT>
+static inline VB shifted(VB a) {
+  for (int i = 0; i < 4 * LANES; ++i) a.v[i] = static_cast<uint8_t>(a.v[i] >> RIGHT);
+  return a;
+}
+static inline VB chosen(uint8_t mask, VB a, VB b) {
+  for (int i = 0; i < 4 * LANES; ++i) a.v[i] = static_cast<uint8_t>((a.v[i] & mask) | (b.v[i] & ~mask));
+  return a;
+}
 template <int RIGHT>
 static inline VB fields(VB a, uint8_t mask) {
   for (int i = 0; i < 4 * LANES; ++i) a.v[i] = static_cast<uint8_t>(a.v[i] >> RIGHT & mask);
@@ -127,13 +135,19 @@ static inline VB look_up(VB index, const uint8_t* table) {
   for (int i = 0; i < 4 * LANES; ++i) index.v[i] = table[index.v[i]];
   return index;
 }
-static inline VI dot_bytes(VI sum, VB a, int32_t four) {
-  int8_t s[4];
-  std::memcpy(s, &four, sizeof s);
+static inline VI dot_bytes(VI sum, VB a, const int8_t* s) {
   for (int i = 0; i < LANES; ++i)
     sum.v[i] += a.v[4 * i] * s[0] + a.v[4 * i + 1] * s[1] + a.v[4 * i + 2] * s[2] + a.v[4 * i + 3] * s[3];
   return sum;
 }
-static inline VI dot_small(VI sum, VB a, int32_t four) { return dot_bytes(sum, a, four); }
+static inline VI dot_small(VI sum, VB a, const int8_t* four) { return dot_bytes(sum, a, four); }
+
+// What a dot begins with, for a product with a factor of at most 22 bits (simd_avx512.hpp).
+constexpr int32_t DOT_ZERO = 0;
+struct DotFactor {
+  VF scale;
+};
+static inline DotFactor dot_factor(VF scale) { return {scale}; }
+static inline VF times_dot(VI dot, DotFactor f) { return mul(to_float(dot), f.scale); }
 
 }  // namespace puna::PUNA_NS
