@@ -5,7 +5,7 @@
 //   codes      bits  bytes of a group                      what a code means
 //   nibbles    4     512                                   code - centre, or an entry of IQ4_MEANINGS
 //   fives      5     512 of low nibbles + 128 of bits      code - centre
-//   sixes      6     512 of low nibbles + 256 of pairs     code - centre
+//   sixes      6     768                                   code - centre
 //   bytes      8     1024                                  code - centre
 //
 //   factors of a row's group                               where they lie

@@ -3,7 +3,7 @@
 // One lane is one output row; its sum runs over the groups of K in order, for one token or for many, so a token's
 // result never depends on who shares the batch: whatever computes a group's integer dot product, the float operations
 // that follow are the same ones in the same order. Bytes and operations a group of 32 rows x 32 inputs, q4: 640 bytes
-// read, 16 byte-dot instructions and 8 float operations a token; a group that the token holds wide (quantize.hpp)
+// read, 16 byte-dot instructions and 6 float operations a token; a group that the token holds wide (quantize.hpp)
 // takes its fine bytes in a second pass over the same weights. For many tokens, layouts that are not plain nibbles or bytes
 // are unpacked once a panel.
 #pragma once
