@@ -70,7 +70,8 @@ inline void for_bits(int row, int input, Each each) {
     }
   } else if constexpr (CODES == Codes::sixes && !BY_ROWS) {
     if (input % 16 < 12) return each(low_bits<CODES, false>(row, input), 0, 6);
-    for (int chunk = 0; chunk < 3; ++chunk) each(BitPlace{low_bits<CODES, false>(row, input - 12 + 4 * chunk).byte, 6}, 2 * chunk, 2);
+    for (int chunk = 0; chunk < 3; ++chunk)
+      each(BitPlace{low_bits<CODES, false>(row, input - 12 + 4 * chunk).byte, 6}, 2 * chunk, 2);
   } else {
     each(low_bits<CODES, BY_ROWS>(row, input), 0, CODES == Codes::bytes ? 8 : 4);
     if constexpr (CODES == Codes::fives) each(high_bits<CODES, BY_ROWS>(row, input), 4, 1);

@@ -81,7 +81,8 @@ struct Rows {
   static inline void load_factors(const GroupPlace& place, RowFactors& f, Header& header) {
     if constexpr (SHAPE.sub) {
       if (header.of != place.header) {
-        for (size_t at = 0; at < KINDS * PANEL; at += 16) _mm512_store_ps(header.factors + at, sixteen_halves(place.header + 2 * at));
+        for (size_t at = 0; at < KINDS * PANEL; at += 16)
+          _mm512_store_ps(header.factors + at, sixteen_halves(place.header + 2 * at));
         header.of = place.header;
       }
     }

@@ -188,8 +188,10 @@ static inline void integer_tile(const LinearArgs& a, int64_t panel, const uint8_
         integer_group<SHAPE, TOKENS, HALVES>(a, place, x + g * TOKENS, g, tile.first, half, sum);
       } else {
         PUNA_UNROLL for (int h = 0; h < HALVES; ++h)
-          if constexpr (TOKENS == 16 && SHAPE.runs == 2) sixteen_of_two_runs<SHAPE>(a, place, x + g * TOKENS, g, tile.first, half + h, sum[h]);
-          else integer_group<SHAPE, TOKENS, 1>(a, place, x + g * TOKENS, g, tile.first, half + h, sum + h);
+          if constexpr (TOKENS == 16 && SHAPE.runs == 2)
+            sixteen_of_two_runs<SHAPE>(a, place, x + g * TOKENS, g, tile.first, half + h, sum[h]);
+          else
+            integer_group<SHAPE, TOKENS, 1>(a, place, x + g * TOKENS, g, tile.first, half + h, sum + h);
       }
     }
     PUNA_UNROLL for (int h = 0; h < HALVES; ++h)

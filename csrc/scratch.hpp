@@ -1,6 +1,7 @@
-// What compilers should not know of memory, and scratch of a thread. In a shared library the address of a thread_local variable comes from a call, and a compiler that sees
-// through to the variable calls again wherever it wants the address: in the inner loop of a kernel, with all vector
-// registers in memory meanwhile. So it is asked for once, where this is called, and where it came from is hidden.
+// What compilers should not know of memory, and scratch of a thread. In a shared library the address of a thread_local
+// variable comes from a call, and a compiler that sees through to the variable calls again wherever it wants the address: in
+// the inner loop of a kernel, with all vector registers in memory meanwhile. So it is asked for once, where this is called,
+// and where it came from is hidden.
 #pragma once
 
 namespace puna {
