@@ -137,18 +137,19 @@ static inline void sixteen_of_two_runs(const LinearArgs& a, const GroupPlace& pl
   using Weights = Format<SHAPE>;
   constexpr int SOME = 8;
   const Factors<2> factors = Weights::factors(place, half);
+  const bool any = any_wide<16>(a.quantized.wide + g * a.quantized.stride + row);
   alignas(64) uint8_t bytes[2 * CHUNKS * 64];
   const uint8_t* kept = bytes;
   unpack_codes<SHAPE>(Weights::codes(place, half), bytes);
   hide(kept);  // that they are read back
-  for (int at = 0; at < 16; at += SOME, x += SOME, sum += SOME) {
+  PUNA_UNROLL for (int at = 0; at < 16; at += SOME, x += SOME, sum += SOME) {
     VI first[SOME], last[SOME];
     PUNA_UNROLL for (int t = 0; t < SOME; ++t) first[t] = Weights::start(x[t], 0), last[t] = Weights::start(x[t], 1);
     PUNA_UNROLL for (int c = 0; c < CHUNKS; ++c) {
       join_chunk<SHAPE, SOME>(load_bytes(kept + 64 * c), x, 4 * c, first);
       join_chunk<SHAPE, SOME>(load_bytes(kept + 64 * (CHUNKS + c)), x, 4 * c + 16, last);
     }
-    if (any_wide<SOME>(a.quantized.wide + g * a.quantized.stride + row + at)) [[unlikely]] {
+    if (any) [[unlikely]] {
       Held<SOME> held;
       PUNA_UNROLL for (int t = 0; t < SOME; ++t) held.dots[t] = first[t], held.sums[t] = sum[t];
       join_wide<SHAPE, SOME>(a, place, x, g, row + at, half, 0, held);

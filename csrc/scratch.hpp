@@ -6,11 +6,11 @@
 
 namespace puna {
 
-// Hides from the compiler where `p` points to, and that it knows what lies there.
+// Hides from the compiler where `p` points to, so that it takes what lies there from memory.
 template <class T>
 static inline void hide(T*& p) {
 #if defined(__GNUC__)
-  asm volatile("" : "+r"(p)::"memory");
+  asm volatile("" : "+r"(p));
 #endif
 }
 
