@@ -16,6 +16,7 @@
 namespace puna::PUNA_NS {
 
 constexpr float WIDE_ABOVE = 6.0f;
+constexpr float SMALLEST_SCALE = 0x1p-126f;  // a normal number, whose inverse is finite; groups below it are zero
 
 static void quantize(const float* x, int64_t width, const QuantizedRows& out, int64_t row) {
   const int64_t groups = (width + GROUP - 1) / GROUP;
@@ -40,6 +41,7 @@ static void quantize(const float* x, int64_t width, const QuantizedRows& out, in
     } else {
       const float peak = reduce_max(max(absolute(low), absolute(high)));
       to->scale = peak / 127.0f;
+      if (to->scale < SMALLEST_SCALE) to->scale = 0;
       const VF inverse = set1(to->scale > 0 ? 1.0f / to->scale : 0.0f);
       low = min(mul(low, inverse), set1(127.0f));
       high = min(mul(high, inverse), set1(127.0f));

@@ -11,7 +11,7 @@ import typer
 
 
 def inspect(
-    model: Annotated[str, typer.Argument(help="A name (see `puna models`) or a .gguf file.")],
+    model: Annotated[str, typer.Argument(help="A name (see `puna models`), a .gguf file or a folder.")],
     json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     prompt: Annotated[

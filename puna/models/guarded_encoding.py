@@ -16,7 +16,8 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -71,6 +72,8 @@ class GuardedEncoder:
         self._expression = expression
         self._lock = threading.Lock()
         self._child: _Child | None = None
+        self._end_child: Callable[[], object] = lambda: None
+        self._closed = False
         with self._lock:
             _, self.reading = self._living_child()
 
@@ -82,11 +85,19 @@ class GuardedEncoder:
         ids: list[int] = answer["ids"]
         return ids
 
+    def close(self) -> None:
+        """Ends the process, whatever it is doing: who waits for a text, and who comes later, gets a ValueError."""
+        self._closed = True
+        self._end_child()
+
     def _living_child(self) -> tuple[_Child, LibraryReading]:
         if self._child is not None and self._child.is_alive():
             return self._child, self.reading
+        self._end_child()  # its pipes are still open
         self._child = child = _Child()
-        weakref.finalize(self, child.end)
+        self._end_child = weakref.finalize(self, child.end)
+        if self._closed:  # maybe while it was started
+            self._end_child()
         return child, LibraryReading.from_json(self._ask(child, self._opening, LOAD_S))
 
     def _ask(self, child: _Child, request: dict[str, Any], seconds: float) -> dict[str, Any]:
@@ -94,15 +105,19 @@ class GuardedEncoder:
             answer = child.ask({**request, "seconds": seconds})
         except EOFError:
             self._child = None
-            if child.exit_code() == -signal.SIGPROF:
+            self._end_child()
+            if self._closed:
+                raise ValueError("the process that encodes is ended, for the program ends") from None
+            code = child.exit_code()
+            if code == -signal.SIGPROF:
                 raise ValueError(
                     f"it takes more than {seconds:.0f} s; an expression such as {self._expression[:80]!r} goes back "
                     "over the text too often; send a shorter text, or mend the expression in tokenizer.json"
                 ) from None
-            raise ValueError(f"the process that encodes ended with code {child.exit_code()}") from None
+            raise ValueError(f"the process that encodes ended with code {code}") from None
         except BaseException:
             self._child = None
-            child.end()
+            self._end_child()
             raise
         if "error" in answer:
             raise ValueError(answer["error"])
@@ -132,9 +147,9 @@ class _Child:
         assert self._process.stdout is not None
         try:
             send(self._process.stdin, request)
-        except BrokenPipeError:
+            answer: dict[str, Any] = receive(self._process.stdout)
+        except (BrokenPipeError, ValueError):  # the latter where another thread has closed the pipes
             raise EOFError from None
-        answer: dict[str, Any] = receive(self._process.stdout)
         return answer
 
     def exit_code(self) -> int:
@@ -142,7 +157,7 @@ class _Child:
 
     def end(self) -> None:
         if self._owner == os.getpid():
-            with self._process:
+            with suppress(BrokenPipeError), self._process:  # part of a text may not have been sent
                 self._process.kill()
 
 

@@ -61,8 +61,8 @@ class IntegerWeight:
         if (group != group[:, :1]).any():
             return None
         scales = self.scales()
-        largest = np.abs(scales).max() * np.float32((1 << self.bits) - 1)
-        if not largest <= LARGEST_F16 or (scales.astype(np.float16).astype(np.float32) != scales).any():
+        largest = LARGEST_F16 / ((1 << self.bits) - 1)
+        if not np.abs(scales).max() <= largest or (scales.astype(np.float16).astype(np.float32) != scales).any():
             return None
         centred = bool((self.zeros() == 1 << (self.bits - 1)).all())
         if self.bits == 8:

@@ -16,6 +16,7 @@ from puna.errors import InputError, PunaError
 from puna.models.detokenizer import Detokenizer
 from puna.models.encoders import Encoder, library_errors
 from puna.models.gguf_parse import clipped
+from puna.models.guarded_encoding import GuardedEncoder
 from puna.models.vocabulary import CONTROL, UNKNOWN, Vocabulary
 
 if TYPE_CHECKING:
@@ -72,6 +73,11 @@ class Tokenizer:
         except ValueError as error:
             raise InputError(f"this model's tokenizer cannot encode the text: {clipped(str(error))}") from None
         return [*self._vocabulary.before, *ids, *self._vocabulary.after] if add_special else ids
+
+    def close(self) -> None:
+        """For the end of a program: no thread is left that encodes for long, for none can be interrupted."""
+        if isinstance(self._encoder, GuardedEncoder):
+            self._encoder.close()
 
     @property
     def adds_bos(self) -> bool:

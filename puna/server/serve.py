@@ -224,12 +224,11 @@ async def _listen(
         facts = {"model": serving.name, "url": url, "engine_pid": serving.client.info.pid, "version": puna.__version__}
         log.info("ready", extra={"fields": facts})
 
-    server = _Server(
-        config,
-        serving.draining,
-        on_ready=on_ready,
-        on_drained=lambda: closing.append(asyncio.ensure_future(serving.client.close())),
-    )
+    def on_drained() -> None:
+        closing.append(asyncio.ensure_future(serving.client.close()))
+        serving.tokenizer.close()  # not in a thread: those that wait for it may have all of them
+
+    server = _Server(config, serving.draining, on_ready=on_ready, on_drained=on_drained)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # while the last things are put away
     if not sys.stdin.isatty():  # else it says that the terminal was closed, which ends the server

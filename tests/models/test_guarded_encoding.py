@@ -142,6 +142,39 @@ def test_a_process_that_was_killed_is_started_anew_and_none_is_left(tmp_path: Pa
     assert process.wait(10) == -signal.SIGKILL
 
 
+def test_processes_that_ended_leave_nothing_open(tmp_path: Path) -> None:
+    tokenizer = folder_tokenizer(tmp_path, tokenizer=cut_by(ENDLESS))
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        encoder_of(tokenizer)._child._process.kill()
+        encoder_of(tokenizer)._child._process.wait()
+        tokenizer.encode("the lama")
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_closing_ends_texts_that_take_long_and_those_that_wait(tmp_path: Path) -> None:
+    tokenizer = folder_tokenizer(tmp_path, tokenizer=cut_by(ENDLESS))
+    refused: list[str] = []
+
+    def encode() -> None:
+        try:
+            tokenizer.encode(RUNS)
+        except InputError as error:
+            refused.append(str(error))
+
+    threads = [threading.Thread(target=encode) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    process: subprocess.Popen[bytes] = encoder_of(tokenizer)._child._process
+    tokenizer.close()
+    for thread in threads:
+        thread.join(3)  # alone each would take five seconds
+        assert not thread.is_alive()
+    assert process.returncode == -signal.SIGKILL
+    assert len(refused) == 3
+    assert all("the program ends" in message for message in refused)
+
+
 def test_white_space_at_the_end_is_found_alike_without_going_back_over_long_runs() -> None:
     drawn = random.Random(1)
     texts = ["".join(drawn.choices(" \t\n\u3000a1", k=drawn.randrange(1, 9))) for _ in range(3000)]

@@ -50,6 +50,7 @@ def round_rows(x: F32) -> F32:
     grouped = padded.reshape(x.shape[0], groups, GROUP)
     peak: F32 = np.max(np.abs(grouped), axis=-1)
     scale = (peak / np.float32(127)).astype(np.float32)
+    scale[scale < np.finfo(np.float32).tiny] = 0  # their inverse may be infinite
     inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale > 0)
     exact = grouped * inverse[..., None]
     whole = np.rint(exact)

@@ -88,7 +88,9 @@ def convert(
     if isinstance(file, GgufFile) and to_gguf:
         return _requantised(file, path, chosen, force, progress)
     if isinstance(file, SafetensorsFolder) and not to_gguf:
-        raise InputError(f"{file.path} is a folder already; name a target that ends in .gguf")
+        raise InputError(
+            f"{file.path} is a folder already; name a target that ends in .gguf (that file can become a folder again)"
+        )
     model = load_model(source)
     write = _to_gguf if to_gguf else _to_folder
     return write(model, path, chosen, force, lossy, progress)
