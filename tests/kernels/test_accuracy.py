@@ -6,6 +6,7 @@ from the true ones before it, in contexts of 1,000 tokens. The figures are print
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from tests.kernels.steps import rows, step
 pytestmark = [pytest.mark.model, pytest.mark.timeout(1800)]
 
 TEXT = Path(__file__).parents[1] / "data" / "accuracy_text.txt"
+TOKENS = 5000  # of more than nine thousand, which docs/kernels.md has figures of: PUNA_ACCURACY_TOKENS=10000
 CONTEXT = 1000
 CHUNK = 250
 BLOCKS = CONTEXT // 16 + 2
@@ -93,7 +95,7 @@ def compare(exact: Interpreter, tested: list[Interpreter], ids: list[int]) -> li
 def ids(smollm2: LoadedModel) -> list[int]:
     found = smollm2.tokenizer.encode(TEXT.read_text(encoding="utf-8"))
     assert len(found) >= 9000
-    return found
+    return found[: int(os.environ.get("PUNA_ACCURACY_TOKENS", TOKENS))]
 
 
 @pytest.fixture(scope="module")
