@@ -15,7 +15,6 @@ import json
 import shutil
 import statistics
 import struct
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from accuracy import Scores, our_scores
 
 from puna.bench.steps import StepShape, make_step, step_seconds
 from puna.engine.backend import settle_cache
@@ -33,10 +33,6 @@ from puna.kernels.reference.dequantize import dequantize
 from puna.kernels.tensor import RawTensor
 from puna.models.load import LoadedModel, load_model
 from puna.models.safetensors import read_safetensors
-
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
-
-from accuracy import Scores, our_scores  # noqa: E402
 
 Array = npt.NDArray[Any]
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
