@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from puna.engine.structure import StructuredOutputs
 from puna.errors import InputError
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -52,6 +53,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
     truncate_prompt_tokens: int | None = None  # cut a longer prompt to so many; -1: to what the answer leaves
+    structured_outputs: StructuredOutputs | None = None
 
     def __post_init__(self) -> None:
         _check(self)
