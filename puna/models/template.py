@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -42,6 +43,7 @@ class ChatTemplate:
         try:
             tree = environment.parse(source)
             self._reads_parts = _reads_content_parts(tree)
+            self.variables = frozenset(name.name for name in tree.find_all(nodes.Name) if name.ctx == "load")
             code = environment.compile(add_charges(tree, environment), filename=_FILENAME)
             self._template = jinja2.Template.from_code(environment, code, environment.globals)
         except jinja2.TemplateSyntaxError as error:
@@ -86,6 +88,28 @@ class ChatTemplate:
         except Exception as error:  # a template can fail with whatever Python can
             raise TemplateError(_described(error)) from None
         return "".join(pieces)
+
+    def reads(self, variable: str) -> bool:
+        """Whether the template asks for it."""
+        return variable in self.variables
+
+    @cached_property
+    def wants_argument_text(self) -> bool:
+        """Whether it can write a call's arguments only where they are a text; most want an object."""
+        return not self._writes_call({"city": "Paris"}) and self._writes_call('{"city": "Paris"}')
+
+    @cached_property
+    def wants_short_ids(self) -> bool:
+        """Whether it refuses ids of calls that have not nine letters and digits, as Mistral's does."""
+        return "length != 9" in self.source or "length!=9" in self.source
+
+    def _writes_call(self, arguments: Any) -> bool:
+        call = {"id": "abcdefghi", "type": "function", "function": {"name": "look", "arguments": arguments}}
+        question, calling = {"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [call]}
+        try:
+            return "Paris" in self.render([question, calling], tools=[])
+        except TemplateError:
+            return False
 
     def _prepared(self, message: Mapping[str, Any]) -> dict[str, Any]:
         content = message.get("content")
