@@ -15,8 +15,8 @@ from typing import Any
 from peer_servers import processor_s
 
 from puna.bench.load import Session
-from puna.bench.spread import percentile
 from puna.bench.streaming import Answer
+from puna.workloads.spread import percentile
 
 
 @dataclass(frozen=True)

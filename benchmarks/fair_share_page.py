@@ -11,7 +11,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from puna.bench.spread import percentile
+from puna.workloads.spread import percentile
 
 BEGIN, END = "<!-- fair share: begin -->", "<!-- fair share: end -->"
 LEAST = 0.97  # of what each of 32 that behave gets: what measuring twice differs by

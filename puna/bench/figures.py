@@ -14,8 +14,8 @@ from puna.bench.layouts import LayoutFigure
 from puna.bench.limits import MachineLimits
 from puna.bench.machine import MachineReport
 from puna.bench.offline import Run
-from puna.bench.spread import Spread, percentile, spread
 from puna.bench.workload import Workload
+from puna.workloads.spread import Spread, percentile, spread
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):

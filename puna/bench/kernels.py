@@ -16,7 +16,6 @@ import msgspec
 import numpy as np
 
 from puna.bench.limits import MachineLimits
-from puna.bench.spread import Spread, spread
 from puna.bench.steps import StepShape, make_step, step_seconds
 from puna.bench.work import Work, kind_of, work_of
 from puna.engine.config import EngineConfig
@@ -25,6 +24,7 @@ from puna.kernels.cpu import NativeInterpreter, settled_path
 from puna.kernels.program import Embed, Gate, Linear, Op, Program, weights_of
 from puna.kernels.tensor import RawTensor
 from puna.models.load import LoadedModel
+from puna.workloads.spread import Spread, spread
 
 FED_ROWS = 256  # different rows that an input is made of
 STUB_VOCAB = 256  # of programs whose head is never run

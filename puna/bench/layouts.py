@@ -14,12 +14,12 @@ import msgspec
 import numpy as np
 
 from puna.bench.limits import MachineLimits
-from puna.bench.spread import Spread, spread
 from puna.bench.steps import StepShape, make_step, step_seconds
 from puna.kernels.batch import KVConfig
 from puna.kernels.cpu import NativeInterpreter
 from puna.kernels.program import Embed, Linear, Op, Program
 from puna.kernels.tensor import BLOCK_SIZES, RawTensor
+from puna.workloads.spread import Spread, spread
 
 BESIDE = "Q4_1"  # the type that others are compared with
 # Types with panels of their own and where, in a block, the float16 factors lie.

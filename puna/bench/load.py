@@ -14,8 +14,8 @@ from typing import Literal
 
 import msgspec
 
-from puna.bench.traces import Arrival, read_trace
 from puna.errors import InputError
+from puna.workloads.traces import Arrival, read_trace
 
 UNITS = 192  # different numbers in prompts
 MOST_TOKENS = 1 << 20

@@ -15,8 +15,8 @@ from puna.bench.figures import Target
 from puna.bench.load import Load
 from puna.bench.load_run import Exchange, LoadRun
 from puna.bench.machine import MachineReport
-from puna.bench.spread import percentile
 from puna.errors import InputError
+from puna.workloads.spread import percentile
 
 OBJECTIVES = {"ttft": "first_s", "tpot": "token_s", "e2e": "whole_s"}
 

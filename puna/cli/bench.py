@@ -20,6 +20,7 @@ from puna.errors import InputError
 if TYPE_CHECKING:
     from puna.bench.figures import KernelReport, LayoutReport, Report
     from puna.bench.workload import Workload
+    from puna.plan.step_time import StepTime
 
 app = typer.Typer(
     name="bench",
@@ -196,6 +197,26 @@ def layouts(
     print_layouts(report)
 
 
+@app.command()
+@takes_groups
+def steps(
+    json: JsonFile = None,
+    model: options.Model = options.DEFAULT_MODEL,
+    *,
+    engine: options.EngineOptions,
+) -> None:
+    """What steps of this machine take with a model, for `puna simulate --steps FILE`."""
+    config = engine.config(model)
+
+    from puna.cli.bench_run import run_steps
+    from puna.cli.bench_tables import print_steps
+
+    with _written(json):
+        times, machine = run_steps(config)
+    _finish(times, json)
+    print_steps(times, machine)
+
+
 def _workload(*, named: str | None = None, **fields: float) -> Workload:
     """Wrong usage (exit code 2) where a field is out of range; `named` is the option, where not the field's name."""
     from puna.bench.workload import Workload
@@ -219,7 +240,7 @@ def _written(path: Path | None) -> Iterator[None]:
     yield
 
 
-def _finish(report: Report | KernelReport | LayoutReport, path: Path | None) -> None:
+def _finish(report: Report | KernelReport | LayoutReport | StepTime, path: Path | None) -> None:
     if path is not None:
         import msgspec
 

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from puna.bench.figures import KernelReport, LayoutReport, Report, Target
-from puna.bench.machine import MachineWatch
+from puna.bench.machine import MachineReport, MachineWatch
 from puna.bench.offline import Run, run_offline
 from puna.bench.online import find_server, run_online
 from puna.bench.workload import Workload, check_fits
@@ -21,6 +21,7 @@ from puna.cli.progress import PullProgress, loading
 from puna.engine.config import EngineConfig
 from puna.engine.core import Engine
 from puna.models.names import resolve
+from puna.plan.step_time import StepTime
 
 WARM_OUTPUT = 4
 RunOne = Callable[[Workload, int], Run]
@@ -118,6 +119,18 @@ def run_layouts(types: Sequence[str], row_counts: Sequence[int], threads: int, i
         limits = measure_limits(path, threads or available_threads(), tick)
         layouts = measure_layouts(types, row_counts, limits, tick)
     return LayoutReport(machine=watch.report(), limits=limits, layouts=layouts)
+
+
+def run_steps(config: EngineConfig) -> tuple[StepTime, MachineReport]:
+    """What steps take, and what else ran meanwhile."""
+    from puna.bench.step_profile import measure_step_time
+    from puna.engine.backend import open_backend
+
+    with loading(config.model):
+        backend = open_backend(_resolved(config))
+    watch = MachineWatch()
+    times = measure_step_time(backend.interpreter, config.model)
+    return times, watch.report()
 
 
 def _resolved(config: EngineConfig) -> EngineConfig:

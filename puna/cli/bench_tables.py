@@ -13,8 +13,9 @@ from rich.text import Text
 from puna.bench.figures import KernelReport, LayoutReport, Report, Target
 from puna.bench.limits import MachineLimits
 from puna.bench.machine import MachineReport
-from puna.bench.spread import Spread
 from puna.cli.plain import plain
+from puna.plan.step_time import StepTime
+from puna.workloads.spread import Spread
 
 MIN_WIDTH = 100  # of a table where there is no terminal
 
@@ -173,6 +174,26 @@ def _engine(target: Target) -> str:
 
 def _bytes(count: int) -> str:
     return f"{count >> 20} MiB" if count >= 1 << 20 else f"{count >> 10} KiB"
+
+
+def print_steps(times: StepTime, machine: MachineReport) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("tokens of a step")
+    table.add_column("ms", justify="right")
+    for tokens, seconds in times.points:
+        table.add_row(f"{tokens}", f"{1e3 * seconds:.2f}")
+    further = {
+        "a row of one token more, us": times.row_s,
+        "1,000 keys for one token, us": 1e3 * times.key_s,
+        "1,000 keys for one of many, us": 1e3 * times.prompt_key_s,
+        "a block copied, us": times.copy_s,
+    }
+    for name, seconds in further.items():
+        table.add_row(name, f"{1e6 * seconds:.2f}")
+    console = report_console()
+    console.print(table)
+    console.print()
+    print_machine(console, machine, plain(times.name))
 
 
 def report_console() -> Console:

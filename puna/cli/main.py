@@ -18,7 +18,22 @@ import typer
 from typer.core import TyperGroup
 
 from puna import __version__
-from puna.cli import batch, bench, chat, convert, doctor, generate, inspect, keys, models, pull, replay, serve, top
+from puna.cli import (
+    batch,
+    bench,
+    chat,
+    convert,
+    doctor,
+    generate,
+    inspect,
+    keys,
+    models,
+    pull,
+    replay,
+    serve,
+    simulate,
+    top,
+)
 from puna.cli.plain import plain
 from puna.errors import PunaError
 
@@ -105,6 +120,7 @@ app.command("convert")(convert.convert)
 app.command("inspect")(inspect.inspect)
 app.command("doctor")(doctor.doctor)
 app.command("replay")(replay.replay)
+app.command("simulate")(simulate.simulate)
 app.add_typer(bench.app)
 app.add_typer(keys.app)
 

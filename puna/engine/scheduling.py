@@ -1,20 +1,14 @@
 """The scheduler that an engine's options ask for, over the pool that its backend made.
 
-Knows both sides' names for the same numbers, and policies by their names; neither requests nor steps.
+Knows both sides' names for the same numbers; neither requests nor steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from puna.engine.backend import Backend
 from puna.sched.config import SchedulerConfig
-from puna.sched.fcfs import Fcfs
-from puna.sched.policy import Policy
-from puna.sched.priority import Priority
+from puna.sched.policies import POLICIES
 from puna.sched.scheduler import Scheduler
-
-POLICIES: dict[str, Callable[[], Policy]] = {"fcfs": Fcfs, "priority": Priority}
 
 
 def open_scheduler(backend: Backend) -> Scheduler:

@@ -8,6 +8,8 @@ It knows no model, text, sampling or clock. Time is passed in; the same calls gi
 
 from __future__ import annotations
 
+from collections.abc import Sequence as SequenceOf
+
 from puna.errors import OverloadedError
 from puna.sched.admission import WaitingLimits, check_fits
 from puna.sched.block_tables import BlockTables
@@ -25,12 +27,13 @@ class Scheduler:
     """Call `schedule`, run the step, `commit` it (or `abandon` it, if running it failed), then `append` what was drawn.
 
     `add`, `abort`, `finish` and `fork` may come at any time in between. Every `now` is in seconds of any one clock.
+    `tables`: other bookkeeping of memory than blocks, for a simulation of what others do.
     """
 
-    def __init__(self, config: SchedulerConfig, policy: Policy) -> None:
+    def __init__(self, config: SchedulerConfig, policy: Policy, tables: BlockTables | None = None) -> None:
         self.config = config
         self.policy = policy
-        self._tables = BlockTables(config)
+        self._tables = BlockTables(config) if tables is None else tables
         self._limits = WaitingLimits(config)
         self._population = Population()
         self._waiting, self._running = self._population.waiting, self._population.running  # the same objects, to read
@@ -296,6 +299,11 @@ class Scheduler:
             raise ValueError(f"sequence {sequence.sequence_id} is not new: its id is in use, or it ran before")
 
     # --- looking in ---
+
+    @property
+    def running(self) -> SequenceOf[Sequence]:
+        """In the order in which they are served; to read."""
+        return self._running
 
     def stats(self) -> SchedulerStats:
         return SchedulerStats.of(self._population, self._tables, self._preemptions)

@@ -13,9 +13,11 @@ import pytest
 
 from puna.bench.limits import measure_limits
 from puna.bench.machine import MachineWatch
-from puna.bench.spread import percentile, spread
+from puna.bench.step_profile import PROMPTS, SINGLES
 from puna.bench.workload import Workload
 from puna.kernels.cpu import paths
+from puna.plan.profiles import step_times
+from puna.workloads.spread import percentile, spread
 from tests.cli.process import COMMAND, ROOT, puna
 
 SHORT = ["--input-len", "20", "--output-len", "6", "--repeats", "2"]
@@ -185,3 +187,13 @@ def test_spreads_and_percentiles() -> None:
     assert percentile([4.0, 1.0, 3.0, 2.0], 0.5) == 2.0
     assert percentile([4.0, 1.0, 3.0, 2.0], 0.99) == 4.0
     assert math.isnan(percentile([], 0.5))
+
+
+def test_step_times_of_this_machine_are_what_the_simulator_reads(tiny_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "steps.json"
+    done = puna("bench", "steps", "-m", str(tiny_model), "--json", str(out))
+    assert done.returncode == 0, done.stderr
+    times = step_times(str(out))
+    assert times.name == str(tiny_model)
+    assert [tokens for tokens, _ in times.points] == sorted({*SINGLES, *PROMPTS})
+    assert "tokens of a step" in done.stdout

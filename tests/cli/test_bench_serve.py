@@ -15,8 +15,8 @@ import pytest
 from puna.bench.load import Load, sessions
 from puna.bench.load_figures import figures_of, parse_objective
 from puna.bench.load_run import Exchange, LoadRun
-from puna.bench.traces import read_trace
 from puna.errors import InputError
+from puna.workloads.traces import read_trace
 from tests.cli.process import puna
 from tests.server.process import ServerProcess
 

@@ -13,7 +13,7 @@ import puna as package
 from tests.cli.process import COMMAND, ROOT, puna
 from tests.tiny import write_tiny_llama
 
-COMMANDS = ["chat", "generate", "serve", "pull", "models", "inspect", "doctor", "replay", "bench"]
+COMMANDS = ["chat", "generate", "serve", "pull", "models", "inspect", "doctor", "replay", "simulate", "bench"]
 
 
 def test_help_names_every_command() -> None:

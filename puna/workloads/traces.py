@@ -25,13 +25,15 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Arrival:
-    """`blocks`: ids of the prompt's leading blocks of `block_len` tokens; prompts share those that are equal."""
+    """`blocks`: ids of the prompt's leading blocks of `block_len` tokens; prompts share those that are equal. `client`:
+    who asks, as the file has it; empty where it does not say."""
 
     at_s: float
     prompt_len: int | None = None
     output_len: int | None = None
     blocks: tuple[int, ...] = ()
     block_len: int = 0
+    client: str = ""
 
 
 def read_trace(path: Path, limit: int | None = None, seed: int = 1) -> list[Arrival]:
@@ -88,7 +90,7 @@ def _reader(
 def _lengths(rows: Iterable[Row]) -> Iterator[Arrival]:
     for row in rows:
         at_s = float(row["arrival_s"] if "arrival_s" in row else row["req_time_s"])
-        yield Arrival(at_s, int(row["prompt_tokens"]), int(row["output_tokens"]))
+        yield Arrival(at_s, int(row["prompt_tokens"]), int(row["output_tokens"]), client=row.get("client", ""))
 
 
 def _mooncake(rows: Iterable[Row]) -> Iterator[Arrival]:
@@ -108,15 +110,18 @@ def _burst(rows: Iterable[Row]) -> Iterator[Arrival]:
 def _windows(rows: Iterable[Row], dice: random.Random) -> Iterator[Arrival]:
     """ServeGen: a client's rate and the coefficient of variation of its gaps, by windows of 600 s. In order, and drawn
     only as far as they are taken: a day of such rates is millions of requests."""
-    windows = [(float(row["window_start_s"]), float(row["rate_rps"]), float(row["cv"])) for row in rows]
-    drawn = (_window(start, rate, cv, dice) for start, rate, cv in windows if rate > 0)
-    return map(Arrival, heapq.merge(*drawn))
+    windows = [
+        (float(row["window_start_s"]), float(row["rate_rps"]), float(row["cv"]), str(row.get("client", "")))
+        for row in rows
+    ]
+    drawn = (_window(start, rate, cv, client, dice) for start, rate, cv, client in windows if rate > 0)
+    return heapq.merge(*drawn, key=lambda arrival: arrival.at_s)
 
 
-def _window(start: float, rate: float, cv: float, dice: random.Random) -> Iterator[float]:
+def _window(start: float, rate: float, cv: float, client: str, dice: random.Random) -> Iterator[Arrival]:
     """Gaps are drawn from a gamma distribution of that mean and variation."""
     shape = 1.0 / max(1e-3, cv) ** 2
     at = start + dice.random() / rate
     while at < start + 600:
-        yield at
+        yield Arrival(at, client=client)
         at += dice.gammavariate(shape, 1.0 / (rate * shape))
