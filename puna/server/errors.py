@@ -24,7 +24,7 @@ from puna.errors import (
     OverloadedError,
     PunaError,
 )
-from puna.server.state import StateError
+from puna.server.database import StateError
 
 MAX_MESSAGE_CHARS = 1000
 BACK_SOON_S = 2  # where nobody knows when the server can serve again

@@ -15,10 +15,11 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.types import Message
 
+from puna.server.database import StateError
 from puna.server.delivery import json_response
 from puna.server.errors import RequestError
 from puna.server.serving import Serving
-from puna.server.state import State, StateError, StoredFile, check_name
+from puna.server.state import State, StoredFile, check_name
 
 PURPOSES = ("batch",)
 _PIECE = 1 << 20
