@@ -12,7 +12,7 @@ import msgspec
 from puna.engine.params import SamplingParams
 from puna.server.errors import RequestError
 from puna.server.ignored import Ignored
-from puna.server.requests import Drawing, refuse_off_values
+from puna.server.requests import Drawing, note_unused, refuse_off_values
 from puna.server.sampling import given
 
 _BLOCK_FIELDS = {"type", "text", "cache_control", "citations"}  # a prompt is cached as far as it repeats, asked or not
@@ -67,6 +67,12 @@ def check(body: Asked) -> None:
     refuse_off_values(body, OFF_VALUES)
 
 
+def check_count(body: Asked, ignored: Ignored) -> None:
+    """As `check`, where tokens are counted only: what says how to answer is named in `ignored`."""
+    check(body)
+    note_unused(body, ("model", "messages", "system", "cache_control"), OFF_VALUES, ignored)
+
+
 def params_of(body: MessagesRequest) -> SamplingParams:
     wanted = given(body)
     wanted["max_tokens"] = body.max_tokens
@@ -114,5 +120,7 @@ def _text(where: str, content: Any, ignored: Ignored) -> str:
             )
         for name in block.keys() - _BLOCK_FIELDS:
             ignored.note(f"{at}.{name}")
+        if block.get("citations"):
+            ignored.note(f"{at}.citations", "has no effect on a text")
         texts.append(block["text"])
     return "\n".join(texts)
