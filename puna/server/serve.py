@@ -193,7 +193,7 @@ def _open_state(folder: Path | None, announce: Callable[[str], None]) -> State |
     try:
         return State(folder)
     except StateError as error:
-        announce(f"  no files and batches: {error}")
+        announce(f"  no files and batches, and stored responses end with the server: {error}")
         return error
 
 
