@@ -82,6 +82,7 @@ class Core {
                In1<int32_t> history_row, In1<int32_t> prompt_len, In1<int32_t> total_len, In1<int32_t> allowed_start,
                In1<int32_t> allowed_ids, In1<int32_t> banned_start, In1<int32_t> banned_ids, In1<int32_t> bias_start,
                In1<int32_t> bias_ids, In1<float> bias_values, In2<uint32_t> mask,
+               Out1<uint32_t> ready,
                // results
                Out1<int32_t> tokens, Out1<float> logprob, Out1<int32_t> rank, Out2<int32_t> top_ids,
                Out2<float> top_logprobs, Out2<float> logits) {
@@ -121,6 +122,8 @@ class Core {
                     banned_start.data(), banned_ids.data(), bias_start.data(), bias_ids.data(), bias_values.data(),
                     mask.shape(0) > 0 ? mask.data() : nullptr, static_cast<int64_t>(mask.shape(1))};
     if (mask.shape(0) > 0) same_length(count, {mask.shape(0)});
+    same_length(1, {ready.shape(0)});
+    view.ready = ready.data();
     view.out = {tokens.data(), logprob.data(), rank.data(), top_ids.data(), top_logprobs.data(),
                 static_cast<int64_t>(top_ids.shape(1))};
     view.logits = logits.shape(0) == count && count > 0 ? logits.data() : nullptr;

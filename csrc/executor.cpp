@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
+#include <thread>
 
 namespace puna {
 
@@ -20,6 +21,18 @@ const KernelTable* choose_path(const std::string& name) {
     known += std::string(i ? ", " : "") + paths.tables[i]->name;
   }
   throw std::invalid_argument("instruction path '" + name + "' cannot run here; this machine runs: auto, " + known);
+}
+
+// Until another thread has written the masks of a step. It may need this very core.
+void wait_for_masks(const uint32_t* ready) {
+  constexpr int YIELDS = 64;
+  const std::atomic_ref<uint32_t> flag(*const_cast<uint32_t*>(ready));
+  for (int looks = 0; flag.load(std::memory_order_acquire) == 0; ++looks) {
+    if (looks < YIELDS)
+      std::this_thread::yield();
+    else
+      std::this_thread::sleep_for(std::chrono::microseconds(20));
+  }
 }
 
 // Whether an operator needs the values that a buffer holds before it.
@@ -291,6 +304,7 @@ void Executor::run_head(const StepView& view) {
                   body_buffers_[static_cast<size_t>(hidden_)].data() + view.samples.index[first + i] * width,
                   sizeof(float) * static_cast<size_t>(width));
     run(head_, head_buffers_, rows, view);
+    if (first == 0 && view.ready && view.samples.mask) wait_for_masks(view.ready);
     const bool measured = !head_.stages.empty() && head_.stages.back().logits;
     const Clock::time_point begun = Clock::now();
     pool_.run(rows, 1, [&](int64_t begin, int64_t end, int thread) {

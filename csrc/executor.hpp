@@ -105,6 +105,7 @@ struct StepView {
   const int32_t* tables;
   const int32_t* moves;
   SampleView samples;
+  const uint32_t* ready;  // 0 while another thread writes samples.mask; null: it is written
   SampleOut out;
   float* logits;  // [samples, vocab] or null
   StepTables places() const { return {tokens, sequences, table_width, positions, query_start, tables}; }

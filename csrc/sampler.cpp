@@ -15,17 +15,14 @@ constexpr float GREEDY_BELOW = 1e-5f;
 int32_t choose(const KernelTable& kernels, const SampleView& rows, int64_t s, const Row& raw, SampleScratch& scratch) {
   const Row row = scratch.edits.apply(kernels, rows, s, raw.x, raw.vocab, raw.maxima);
   const float best = largest(row);
-  int32_t token = 0;
-  bool nothing_left = false;
-  if (!std::isfinite(best))
-    nothing_left = true;
-  else if (rows.temperature[s] < GREEDY_BELOW)
+  int32_t token = NOTHING_LEFT;
+  if (std::isfinite(best) && rows.temperature[s] < GREEDY_BELOW)
     token = first_at(row, best);
-  else
+  else if (std::isfinite(best))
     token = draw(kernels, row, best, {rows.temperature[s], rows.top_k[s], rows.top_p[s], rows.min_p[s]},
                  noise_key(rows.seed[s], rows.position[s]), scratch.candidates);
   scratch.edits.undo();
-  return nothing_left ? first_at(raw, largest(raw)) : token;
+  return token;
 }
 
 // Log-probability and rank of a token, and the k best, from the raw logits.
@@ -68,7 +65,7 @@ void sample_row(const KernelTable& kernels, const SampleView& rows, int64_t s, f
   }
   const int32_t token = rows.target[s] >= 0 ? rows.target[s] : choose(kernels, rows, s, raw, scratch);
   out.tokens[s] = token;
-  if (rows.num_logprobs[s] >= 0) score(kernels, raw, token, s, rows.num_logprobs[s], scratch.candidates, out);
+  if (token >= 0 && rows.num_logprobs[s] >= 0) score(kernels, raw, token, s, rows.num_logprobs[s], scratch.candidates, out);
 }
 
 }  // namespace puna

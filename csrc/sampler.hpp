@@ -66,7 +66,8 @@ struct SampleScratch {
 // Throws std::invalid_argument where an index leaves its range; `rows` are those that `index` chooses from.
 void check_samples(const SampleView& samples, const SampleOut& out, int64_t rows, int64_t vocab);
 
-constexpr int32_t NO_TOKEN = -1;  // the row's logits are not numbers: the sequence cannot go on
+constexpr int32_t NO_TOKEN = -1;      // the row's logits are not numbers: the sequence cannot go on
+constexpr int32_t NOTHING_LEFT = -2;  // no token is allowed in this row
 
 // `logits` are as they were when it returns. `maxima` are those of SamplingKernels::tile_maxima, for a head that has taken
 // them while it wrote the logits; null: they are taken here.

@@ -30,7 +30,7 @@ from puna.sched.step import ScheduledStep
 
 MAGIC = b"puna-record-1\n"
 MAX_FRAME_BYTES = 1 << 30
-_UNRECORDED = {"samples", "want_logits", "logits"}  # recorded apart, or not at all
+_UNRECORDED = {"samples", "ready", "want_logits", "logits"}  # recorded apart, or not at all
 _DTYPES = {"I32": "<i4", "F32": "<f4", "U32": "<u4", "U64": "<u8"}  # by the annotation of the field
 _FRAME = struct.Struct("<II")
 

@@ -28,6 +28,7 @@ MOVE_OUT = 1  # pool[src] -> tier[dst] (swap out)
 MOVE_IN = 2  # tier[src] -> pool[dst] (swap in)
 
 NO_TOKEN = -1  # what is drawn from logits that are not numbers: the sequence cannot go on
+NOTHING_LEFT = -2  # what is drawn where no token is allowed
 GREEDY_BELOW = 1e-5  # a temperature under this means argmax
 
 
@@ -48,6 +49,7 @@ class SampleRows:
     allowed, banned, bias: ragged lists, row s owns [start[s], start[s+1]). An empty `allowed` list allows all.
     mask            uint32 [S, ceil(vocab / 32)]  token i is allowed where bit i % 32 of word i // 32 is set; of no rows
                     where no row has a mask. A token has to be allowed by list and mask.
+    ready           uint32 [1]  0 while another thread writes `mask`: drawing waits until that thread has set it
     """
 
     index: I32
@@ -74,6 +76,7 @@ class SampleRows:
     bias_ids: I32
     bias_values: F32
     mask: U32 = field(default_factory=lambda: np.zeros((0, 0), np.uint32))
+    ready: U32 = field(default_factory=lambda: np.ones(1, np.uint32))
 
 
 @dataclass(frozen=True)
@@ -99,10 +102,11 @@ class StepBatch:
 
 @dataclass(frozen=True)
 class StepOutput:
-    """tokens int32 [S] (the target where one was given; NO_TOKEN where the logits are not finite); logprob float32 [S]
-    and rank int32 [S] (1 is best), top_ids int32 [S, K] and top_logprobs float32 [S, K] with K = max(num_logprobs, 0),
-    from the raw logits, padded with -1 and -inf; logits float32 [S, vocab] raw, only where asked for. Where the same
-    batch runs again, the arrays may be those of the run before, overwritten: take what you need before that."""
+    """tokens int32 [S] (the target where one was given; NO_TOKEN where the logits are not finite, NOTHING_LEFT where no
+    token is allowed); logprob float32 [S] and rank int32 [S] (1 is best), top_ids int32 [S, K] and top_logprobs float32
+    [S, K] with K = max(num_logprobs, 0), from the raw logits, padded with -1 and -inf; logits float32 [S, vocab] raw,
+    only where asked for. Where the same batch runs again, the arrays may be those of the run before, overwritten: take
+    what you need before that."""
 
     tokens: I32
     logprob: F32

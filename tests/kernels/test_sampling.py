@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import threading
+from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
 
-from puna.kernels.batch import SampleRows
+from puna.kernels.batch import NOTHING_LEFT, SampleRows
 from puna.kernels.cpu import NativeInterpreter
 from puna.kernels.program import Embed, Linear, Program
 from puna.kernels.reference import sampling
-from tests.kernels.drawing import KV, draws, sample
+from puna.kernels.reference.interpreter import ReferenceInterpreter
+from tests.kernels.drawing import KV, case_of, draws, sample, step_of
 from tests.kernels.steps import F32, raw, rows, step
 
 
@@ -235,9 +238,34 @@ def test_greedy_ties_go_to_the_lowest_id(isa: str, width: int) -> None:
         assert sample(logits, rows([0], banned=[[first]] if first + 1 < width else [[]]), isa).tokens[0] >= first
 
 
-def test_a_row_in_which_nothing_is_allowed_takes_the_raw_maximum() -> None:
-    assert draws(P, 3, allowed=[0, 2], banned=[0, 2]) == [1, 1, 1]
-    assert draws(P, 1, temperature=0.0, banned=[0, 1, 2, 3, 4]) == [1]
+def test_a_row_in_which_nothing_is_allowed_draws_nothing_and_says_so() -> None:
+    assert draws(P, 3, allowed=[0, 2], banned=[0, 2]) == [NOTHING_LEFT] * 3
+    assert draws(P, 1, temperature=0.0, banned=[0, 1, 2, 3, 4]) == [NOTHING_LEFT]
+
+
+def test_drawing_waits_for_masks_that_another_thread_writes(isa: str) -> None:
+    logits = np.random.default_rng(0).standard_normal((3, 64)).astype(np.float32)
+    case = case_of(logits)
+    interpreters = [
+        NativeInterpreter(case.program, case.weights, KV, isa=isa, threads=2),
+        ReferenceInterpreter(case.program, case.weights, KV),
+    ]
+    waiting = rows(range(3), temperature=1.0, seed=range(3), mask=np.full((3, 2), 0xFFFFFFFF))
+    waiting.ready[0] = 0
+    batch = step_of(case, waiting)
+    for interpreter, wanted in product(interpreters, (5, 37)):  # the second run of each is the same batch again
+
+        def write(wanted: int = wanted) -> None:
+            waiting.mask[:] = 0
+            waiting.mask[:, wanted // 32] = 1 << wanted % 32
+            waiting.ready[0] = 1
+
+        waiting.ready[0] = 0
+        waiting.mask[:] = 0xFFFFFFFF
+        writer = threading.Timer(0.05, write)
+        writer.start()
+        assert interpreter.step(batch).tokens.tolist() == [wanted] * 3
+        writer.join()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -63,6 +63,7 @@ class Core:
         bias_ids: I32,
         bias_values: F32,
         mask: U32,
+        ready: U32,
         tokens: I32,
         logprob: F32,
         rank: I32,

@@ -275,6 +275,7 @@ class NativeInterpreter:
                 s.bias_ids,
                 s.bias_values,
                 s.mask,
+                s.ready,
                 out.tokens,
                 out.logprob,
                 out.rank,

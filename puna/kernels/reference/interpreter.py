@@ -162,6 +162,8 @@ class ReferenceInterpreter:
 
     def _sample(self, batch: StepBatch, logits: F32) -> StepOutput:
         rows = batch.samples
+        while not rows.ready[0]:
+            time.sleep(1e-4)
         out = StepOutput.blank(rows, logits.copy() if batch.want_logits else None)
         out.tokens[:] = [choose(logits[s], rows, s) for s in range(len(rows.index))]
         for s in np.flatnonzero((rows.num_logprobs >= 0) & (out.tokens >= 0)):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from puna.kernels.batch import GREEDY_BELOW, NO_TOKEN, SampleRows
+from puna.kernels.batch import GREEDY_BELOW, NO_TOKEN, NOTHING_LEFT, SampleRows
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -105,11 +105,11 @@ def choose(logits: F32, rows: SampleRows, s: int) -> int:
 
 
 def draw(logits: F32, rows: SampleRows, s: int) -> int:
-    """The token of sample row s. A row in which nothing is allowed yields the argmax of its raw logits; a temperature
-    that makes infinities of logits is greedy."""
+    """The token of sample row s, NOTHING_LEFT where none is allowed. A temperature that makes infinities of logits is
+    greedy."""
     x = process_logits(logits, rows, s)
     if not np.isfinite(x.max()):
-        return int(np.argmax(logits))
+        return NOTHING_LEFT
     with np.errstate(over="ignore"):
         divided = x / max(rows.temperature[s], np.float32(GREEDY_BELOW))
     if rows.temperature[s] < GREEDY_BELOW or not np.isfinite(divided.max()):
