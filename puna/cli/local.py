@@ -114,6 +114,8 @@ class LocalModel:
             wanted = max(self._default_max_tokens, params.min_tokens)
             params = msgspec.structs.replace(params, max_tokens=max(min(room, wanted), params.min_tokens))
         request = make_request(self.tokenizer, request_id, prompt_ids, params)
+        self.engine.check(request)
+        self.engine.compile(request)
         self.engine.add(request)
         skip = params.skip_special_tokens
         self._texts[request_id] = [
@@ -125,7 +127,10 @@ class LocalModel:
     def step(self) -> list[LocalDelta]:
         """One step of the engine, for all prompts."""
         deltas = []
-        for update in self.engine.step():
+        news = self.engine.step()
+        for _, error in news.refused:
+            raise error
+        for update in news:
             sample = self._texts[update.request_id][update.index]
             if sample.finished:
                 continue

@@ -10,24 +10,32 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import msgspec
+
 from puna.engine.backend import Backend, open_backend
 from puna.engine.config import EngineConfig
 from puna.engine.decoding import Decoding
 from puna.engine.door import DoorLimits, check_request
-from puna.engine.ends import GIVEN_UP, NOT_NUMBERS, ended, finish_rule
+from puna.engine.ends import GIVEN_UP, ended, finish_rule, form_rule, no_token
 from puna.engine.entry import StreamMaker
+from puna.engine.grammar_library import TokenBytes
+from puna.engine.grammar_queue import GrammarQueue
+from puna.engine.grammars import Compiling, Grammars
 from puna.engine.live import LiveRequest, Sample, Stream, position_logprobs
+from puna.engine.masks import MaskWriter
 from puna.engine.news import StepNews
 from puna.engine.params import EngineRequest, FinishReason, SampleUpdate
 from puna.engine.record import StepRecorder, open_recorder
 from puna.engine.runner import PreparedStep, Runner
 from puna.engine.scheduling import open_scheduler
 from puna.engine.stats import EngineCounters, EngineStats
-from puna.errors import InputError
+from puna.errors import InputError, PunaError
 from puna.kernels.batch import GREEDY_BELOW, I32, NO_TOKEN, U64, StepOutput
 from puna.models.load import LoadedModel
 from puna.sched.sequence import Sequence, Status
 from puna.sched.step import ScheduledStep
+
+IDLE_S = 0.005  # a look at grammars, while there is nothing else to do
 
 
 class Engine:
@@ -47,7 +55,7 @@ class Engine:
         self.scheduler = open_scheduler(self.backend)
         self.limits = DoorLimits(self.backend.model.program.vocab_size, self.max_model_len, config.max_seqs)
         self.counters = EngineCounters()
-        self._runner = Runner(config.max_seqs, self.max_model_len, config.block_size)
+        self._runner = Runner(config.max_seqs, self.max_model_len, config.block_size, self.limits.vocab_size)
         self._recorder: StepRecorder | None = open_recorder(self.backend)
         self._clock = clock
         self._live: dict[str, LiveRequest] = {}
@@ -55,35 +63,49 @@ class Engine:
         self._maker = StreamMaker(self.limits)
         self._decoding: Decoding | None = None
         self._last_drawn: I32 | None = None
+        model, vocab_size = self.backend.model, self.limits.vocab_size
+        self._compiling = GrammarQueue(Grammars(lambda: TokenBytes.of(model.tokenizer, vocab_size)))
+        self._masks = MaskWriter()
 
     @property
     def has_work(self) -> bool:
-        return bool(self._live or self._outbox)
+        return bool(self._live or self._outbox or self._compiling)
 
     @property
     def live_requests(self) -> tuple[str, ...]:
-        return tuple(self._live)
+        return (*self._live, *self._compiling.names)
 
     def stats(self) -> EngineStats:
         counters = self.counters
         return EngineStats(
-            self.scheduler.stats(), counters.as_dict(), len(self._live), counters.step_tokens.counts.copy()
+            self.scheduler.stats(), counters.as_dict(), len(self.live_requests), counters.step_tokens.counts.copy()
         )
 
     def check(self, request: EngineRequest) -> None:
         """InputError where `add` would refuse the request for what it asks."""
-        if request.request_id in self._live:
+        if request.request_id in self._live or request.request_id in self._compiling:
             raise InputError(f"request_id {request.request_id!r} is in use; give every request its own")
         check_request(request, self.limits)
 
     def add(self, request: EngineRequest) -> None:
         """Queues a request. Raises InputError, MemoryBudgetError (it could never fit) or OverloadedError; then nothing
-        of it is left behind."""
+        of it is left behind. Where a grammar has to be compiled first, those may also come as `refused` of a step."""
         self.check(request)
+        grammar = None
+        if request.params.structured_outputs is not None and (grammar := self._compiling.add(request)) is None:
+            return
+        self._enter(request, grammar)
+
+    def compile(self, request: EngineRequest) -> None:
+        """Waits until the request's grammar is compiled, if it has one, so that `add` need not. Raises InputError where
+        it cannot be."""
+        self._compiling.compile(request)
+
+    def _enter(self, request: EngineRequest, grammar: Compiling | None) -> None:
         now = self._clock()
         live = LiveRequest(request)
         try:
-            for stream in self._maker.first_streams(request, now):
+            for stream in self._maker.first_streams(request, now, grammar):
                 self.scheduler.add(stream.sequence, now, admitted=request.admitted)
                 live.streams.append(stream)
         except Exception:
@@ -104,6 +126,7 @@ class Engine:
         requests are fine: they have just finished."""
         live = self._live.get(request_id)
         if live is None:
+            self._compiling.remove(request_id)
             return
         for stream in list(live.streams):
             for sample in list(stream.samples):
@@ -112,6 +135,7 @@ class Engine:
 
     def step(self) -> StepNews:
         """Runs one step and returns what it brought."""
+        refused = self._enter_compiled() if self._compiling else ()
         outbox, self._outbox = self._outbox, []
         clock, begun = time.perf_counter, time.perf_counter()
         now = self._clock()
@@ -120,12 +144,14 @@ class Engine:
         for sequence in (*step.impossible, *step.shed):
             outbox += self._give_up(sequence)
         if not step.rows and not step.moves:
-            return StepNews(outbox)
+            if self._compiling and not (outbox or refused):
+                self._compiling.wait(IDLE_S)
+            return StepNews(outbox, refused=refused)
         try:
             prepared = self._runner.prepare(step, self._last_drawn)
             owners = self._owners(step) if self._recorder is not None else []
             ready = clock()
-            output = self.backend.interpreter.step(prepared.batch)
+            output = self._run(prepared)
             ran = clock()
         except BaseException:
             self._last_drawn = None
@@ -150,7 +176,26 @@ class Engine:
         counters.forward_s += ran - ready - sample_s
         counters.sample_s += sample_s
         counters.deliver_s += clock() - ran
-        return news
+        return msgspec.structs.replace(news, refused=refused) if refused else news
+
+    def _run(self, prepared: PreparedStep) -> StepOutput:
+        if not prepared.masked:
+            return self.backend.interpreter.step(prepared.batch)
+        self._masks.begin(prepared.masked, prepared.batch.samples)
+        try:
+            return self.backend.interpreter.step(prepared.batch)
+        finally:
+            self._masks.finish()
+
+    def _enter_compiled(self) -> tuple[tuple[str, PunaError], ...]:
+        """Queues requests whose grammars are compiled; returns those that are refused."""
+        refused = []
+        for request, grammar in self._compiling.ready():
+            try:
+                self._enter(request, grammar)
+            except PunaError as error:
+                refused.append((request.request_id, error))
+        return tuple(refused)
 
     @property
     def recording_failure(self) -> OSError | None:
@@ -158,9 +203,11 @@ class Engine:
         return self._recorder.failure if self._recorder is not None else None
 
     def close(self) -> None:
-        """Aborts what is alive and closes the recording."""
-        for request_id in list(self._live):
+        """Aborts what is alive, ends the threads for grammars and closes the recording."""
+        for request_id in self.live_requests:
             self.abort(request_id)
+        self._compiling.close()
+        self._masks.close()
         if self._recorder is not None:
             self._recorder.close()
 
@@ -170,9 +217,12 @@ class Engine:
         if not stream.sequence.output_len:
             return
         reason, stop_id = finish_rule(sample, stream.sequence)
-        if reason is not None:
-            self._outbox.append(ended(sample, reason, stop_token_id=stop_id))
-            self._end(stream, sample, reason)
+        last = form_rule(sample, stream.sequence) if reason != "stop" else None
+        if last is None and reason is not None:
+            last = ended(sample, reason, stop_token_id=stop_id)
+        if last is not None and last.finish_reason is not None:
+            self._outbox.append(last)
+            self._end(stream, sample, last.finish_reason)
 
     def _note_begun(self, step: ScheduledStep, now: float) -> None:
         for row in step.rows:
@@ -194,9 +244,9 @@ class Engine:
         places = self._fork(prepared, now)
         tokens = output.tokens[: len(prepared.drawn)].tolist()  # scored rows stand behind the drawn ones
         for s, ((_, sample), token) in enumerate(zip(prepared.drawn, tokens, strict=True)):
-            if token != NO_TOKEN:
+            if token >= 0:
                 self.scheduler.append(places[sample].sequence, token, now)
-            updates.append(self._drawn(places[sample], sample, token, output, s))
+            updates += self._drawn(places[sample], sample, token, output, s)
         for _, sample, reason in prepared.faults:
             updates.append(ended(sample, "error", error=reason))
             self._end(places[sample], sample, "error")
@@ -220,8 +270,11 @@ class Engine:
         self.counters.generated_tokens += len(tokens) - len(apart)
         for s in apart:
             stream, sample = decoding.prepared.drawn[s]
-            updates.append(self._drawn(stream, sample, tokens[s], output, s))
+            updates += self._drawn(stream, sample, tokens[s], output, s)
             tokens[s] = NO_TOKEN
+        for s, stream, sample in decoding.held:
+            if tokens[s] >= 0 and (last := self._follow(stream, sample, tokens[s])) is not None:
+                updates.append(last)
         return StepNews(updates, decoding.roster, tokens)
 
     def _fork(self, prepared: PreparedStep, now: float) -> dict[Sample, Stream]:
@@ -242,12 +295,23 @@ class Engine:
             del stream.samples[1:]
         return places
 
-    def _drawn(self, stream: Stream, sample: Sample, token: int, output: StepOutput, s: int) -> SampleUpdate:
-        """The update for the token of row s, which its sequence has by now; ends the sample if it was the last."""
-        if token == NO_TOKEN:
-            self._end(stream, sample, "error")
-            return ended(sample, "error", error=NOT_NUMBERS)
+    def _follow(self, stream: Stream, sample: Sample, token: int) -> SampleUpdate | None:
+        """Moves the sample on in its form; ends it, with an update, where that lets it not go on."""
+        if sample.matcher is None:
+            return None
+        sample.matcher.take(token)
+        last = form_rule(sample, stream.sequence)
+        if last is not None and last.finish_reason is not None:
+            self._end(stream, sample, last.finish_reason)
+        return last
+
+    def _drawn(self, stream: Stream, sample: Sample, token: int, output: StepOutput, s: int) -> list[SampleUpdate]:
+        """The updates for the token of row s, which its sequence has by now; ends the sample if it was the last."""
         sequence = stream.sequence
+        if token < 0:
+            last = no_token(sample, sequence, token)
+            self._end(stream, sample, last.finish_reason or "error")
+            return [last]
         self.counters.generated_tokens += 1
         reason, stop_id = finish_rule(sample, sequence)
         k = sample.recipe.params.logprobs
@@ -257,6 +321,9 @@ class Engine:
             logprobs = [position_logprobs(token, float(output.logprob[s]), int(output.rank[s]), top_ids, top_logprobs)]
         first = not sample.started
         sample.started = True
+        last_update = self._follow(stream, sample, token) if reason != "stop" else None
+        if last_update is not None:
+            reason = None
         update = SampleUpdate(
             request_id=sample.request_id,
             index=sample.index,
@@ -271,7 +338,7 @@ class Engine:
         )
         if reason is not None:
             self._end(stream, sample, reason)
-        return update
+        return [update] if last_update is None else [update, last_update]
 
     def _give_up(self, sequence: Sequence) -> list[SampleUpdate]:
         """Ends the samples of a sequence that the scheduler cannot or will not run."""

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from puna.engine.live import Sample, Stream
 from puna.engine.news import Roster
 from puna.engine.runner import PreparedStep
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decoding:
-    """Of the rows of one prepared step; numbers in `with_logprobs` are rows."""
+    """Of the rows of one prepared step; numbers in `with_logprobs` are rows. `held`: rows that a grammar holds, and
+    whose they are."""
 
     prepared: PreparedStep
     roster: Roster
     last_ids: list[frozenset[int]]
     with_logprobs: set[int]
+    held: list[tuple[int, Stream, Sample]]
 
     @classmethod
     def of(cls, prepared: PreparedStep) -> Decoding | None:
@@ -32,6 +35,7 @@ class Decoding:
             Roster(tuple((sample.request_id, sample.index) for sample in samples)),
             [sample.recipe.last_ids for sample in samples],
             {s for s, sample in enumerate(samples) if sample.recipe.params.logprobs is not None},
+            [(row.number, *prepared.drawn[row.number]) for row in prepared.masked],
         )
 
     def apart(self, tokens: list[int], whole: list[int]) -> list[int]:

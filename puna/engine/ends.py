@@ -1,13 +1,15 @@
 """When a sample ends, and what its last update says.
 
-The order: end-of-sequence ids, then stop ids, then length; the first two only behind `min_tokens`. Knows samples and
-their sequences; text and stop strings are the client's, and freeing what a sample held is the engine's.
+The order: end-of-sequence ids, then stop ids, then a grammar that allows nothing more, then length; all but the last
+only behind `min_tokens`. Knows samples and their sequences; text and stop strings are the client's, and freeing what a
+sample held is the engine's.
 """
 
 from __future__ import annotations
 
 from puna.engine.live import Sample
 from puna.engine.params import FinishReason, SampleUpdate
+from puna.kernels.batch import NO_TOKEN
 from puna.sched.sequence import Sequence
 
 NOT_NUMBERS = (
@@ -26,6 +28,36 @@ def finish_rule(sample: Sample, sequence: Sequence) -> tuple[FinishReason | None
         if token in recipe.stop_ids:
             return "stop", token
     return ("length", None) if sequence.total_len >= sequence.max_total_len else (None, None)
+
+
+def form_rule(sample: Sample, sequence: Sequence) -> SampleUpdate | None:
+    """The last update of a sample whose form does not let it go on behind its sequence's last token: because the answer
+    is complete, which is a stop, or because of an error. None: it may go on, or no form is asked for."""
+    matcher = sample.matcher
+    if matcher is None:
+        return None
+    if matcher.error is not None:
+        return ended(sample, "error", error=matcher.error)
+    if matcher.over and sequence.output_len >= sample.recipe.params.min_tokens:
+        return ended(sample, "stop")
+    return None
+
+
+def no_token(sample: Sample, sequence: Sequence, token: int) -> SampleUpdate:
+    """The last update of a sample that drew none: `token` says why."""
+    if token == NO_TOKEN:
+        return ended(sample, "error", error=NOT_NUMBERS)
+    matcher, written = sample.matcher, sequence.output_len
+    if matcher is not None and matcher.error is not None:
+        return ended(sample, "error", error=matcher.error)
+    if matcher is not None and matcher.accepts and written >= sample.recipe.params.min_tokens:
+        return ended(sample, "stop")
+    return ended(
+        sample,
+        "error",
+        error=f"after {written} tokens no token is left: what structured_outputs allows here is ruled out by "
+        "allowed_token_ids, bad_words, min_tokens or stop_token_ids; allow more",
+    )
 
 
 def ended(

@@ -9,7 +9,9 @@ from __future__ import annotations
 from array import array
 
 from puna.engine.door import DoorLimits, room_for_output
+from puna.engine.grammars import Compiling
 from puna.engine.live import PromptScores, Sample, Stream
+from puna.engine.matcher import Matcher
 from puna.engine.params import EngineRequest
 from puna.engine.sampling import compile_recipe
 from puna.sched.sequence import Sequence
@@ -22,13 +24,18 @@ class StreamMaker:
         self._limits = limits
         self._last_id = 0
 
-    def first_streams(self, request: EngineRequest, arrival: float) -> list[Stream]:
-        """The streams that a checked request starts with."""
+    def first_streams(self, request: EngineRequest, arrival: float, grammar: Compiling | None = None) -> list[Stream]:
+        """The streams that a checked request starts with. `grammar`: of its form. Raises what compiling that did."""
         p, prompt_len = request.params, len(request.prompt_token_ids)
         samples = [
             Sample(request.request_id, i, compile_recipe(p, i, prompt_len, request.eos_token_ids, request.bad_word_ids))
             for i in range(p.n)
         ]
+        form = p.structured_outputs
+        if grammar is not None and form is not None:
+            for sample in samples:
+                ends = sample.recipe.eos_ids | sample.recipe.stop_ids
+                sample.matcher = Matcher(grammar.matcher(form.named), grammar.ends, ends)
         if any(request.delivered) or request.done:
             missing: list[list[int]] = [[]] * (p.n - len(request.delivered))
             resumed = zip(samples, [*request.delivered, *missing], strict=True)
@@ -49,6 +56,8 @@ class StreamMaker:
 
     def _resumed(self, request: EngineRequest, sample: Sample, tokens: list[int], arrival: float) -> Stream:
         sample.started = bool(tokens)
+        if sample.matcher is not None:
+            sample.matcher.take_all(tokens)
         return Stream(self._sequence(request, tokens, 1, arrival), [sample])
 
     def _sequence(self, request: EngineRequest, delivered: list[int], seats: int, arrival: float) -> Sequence:

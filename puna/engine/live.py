@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from puna.engine.matcher import Matcher
 from puna.engine.params import EngineRequest, PositionLogprobs, TokenLogprob
 from puna.engine.sampling import Recipe
 from puna.kernels.batch import StepOutput
@@ -18,13 +19,15 @@ from puna.sched.sequence import Sequence
 
 @dataclass(slots=True, eq=False)
 class Sample:
-    """Sample `index` of a request. `started`: its first update was sent."""
+    """Sample `index` of a request. `started`: its first update was sent. `matcher`: where it stands in the form that
+    its answer has to take, if there is one."""
 
     request_id: str
     index: int
     recipe: Recipe
     started: bool = False
     done: bool = False
+    matcher: Matcher | None = None
 
 
 class PromptScores:

@@ -111,6 +111,7 @@ class LLM:
             request = make_request(tokenizer, str(next(self._numbers)), prompt.token_ids, wanted, priority=priority)
             try:
                 self.engine.check(request)
+                self.engine.compile(request)
             except InputError as error:
                 where = f"prompt {number}: " if len(prompts) > 1 else ""
                 raise InputError(f"{where}{error}", param=error.param) from None
@@ -127,7 +128,10 @@ class LLM:
         waiting = list(reversed(collectors.values()))
         while waiting or self.engine.has_work:
             self._admit(waiting)
-            for update in self.engine.step():
+            news = self.engine.step()
+            for _, error in news.refused:
+                raise error
+            for update in news:
                 collector = collectors[update.request_id]
                 if collector.take(update):
                     self.engine.abort(update.request_id, update.index)

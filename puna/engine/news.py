@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import msgspec
 
 from puna.engine.params import SampleUpdate
+from puna.errors import PunaError
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,11 +23,13 @@ class Roster:
 
 
 class StepNews(msgspec.Struct, frozen=True):
-    """`tokens[i]` is for sample i of `roster`, which lives on; where it is below 0, it has an update instead."""
+    """`tokens[i]` is for sample i of `roster`, which lives on or has an update beside; where it is below 0, it has an
+    update instead. `refused`: requests that waited for a grammar and cannot be served, and why."""
 
     updates: list[SampleUpdate]
     roster: Roster | None = None
     tokens: list[int] | None = None
+    refused: tuple[tuple[str, PunaError], ...] = ()
 
     def __iter__(self) -> Iterator[SampleUpdate]:
         """All news as updates."""

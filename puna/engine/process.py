@@ -108,6 +108,8 @@ def _serve(engine: Engine, connection: socket.socket, inbox: queue.Queue[ToEngin
             _stamp(board)
             brought = engine.step()
             _stamp(board)
+        for request_id, error in brought.refused:
+            _refuse(connection, request_id, error, heard)
         outbox.send(brought, heard, stats_asked=bool(news))
         if engine.recording_failure is not None and not warned:
             warned = True
@@ -154,12 +156,15 @@ def _handle(engine: Engine, connection: socket.socket, message: ToEngine, heard:
             try:
                 engine.add(message)
             except PunaError as error:
-                retry = error.retry_after_s if isinstance(error, OverloadedError) else None
-                param = error.param if isinstance(error, InputError) else None
-                refusal = Refused(heard, message.request_id, kind_of(error), str(error), param, retry)
-                _send(connection, refusal)
+                _refuse(connection, message.request_id, error, heard)
         case Abort():
             engine.abort(message.request_id, message.index)
+
+
+def _refuse(connection: socket.socket, request_id: str, error: PunaError, heard: int) -> None:
+    retry = error.retry_after_s if isinstance(error, OverloadedError) else None
+    param = error.param if isinstance(error, InputError) else None
+    _send(connection, Refused(heard, request_id, kind_of(error), str(error), param, retry))
 
 
 def _stamp(board: memoryview) -> None:

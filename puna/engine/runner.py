@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from puna.engine.live import Sample, Stream
+from puna.engine.masks import MaskedRow
 from puna.engine.sampling import Draws, SamplingTable, Scores
 from puna.engine.steady import SteadyBatch
 from puna.kernels.batch import I32, StepBatch, StepOutput
@@ -26,13 +27,15 @@ SPARE_BLOCKS = 8  # columns of a step's tables for blocks to come, so that a ste
 class PreparedStep:
     """`drawn[s]` is who gets the token of sample row s; `scored` are (stream, first prompt position, row, count);
     `faults` are samples whose rows could not be prepared, with the reason. `one_each`: every row of the step is one
-    token and draws one, and nothing else happens. A step that repeats it is prepared as the very same object."""
+    token and draws one, and nothing else happens. `masked`: rows that a grammar holds, whose masks are written anew for
+    every step. A step that repeats it is prepared as the very same object."""
 
     batch: StepBatch
     drawn: list[tuple[Stream, Sample]]
     scored: list[tuple[Stream, int, int, int]]
     faults: list[tuple[Stream, Sample, str]]
     one_each: bool
+    masked: list[MaskedRow]
 
     def collect_scores(self, output: StepOutput) -> None:
         """Hands prompt scores to their streams."""
@@ -44,8 +47,9 @@ class PreparedStep:
 class Runner:
     """Owns the slots of up to `max_seqs` running sequences of up to `max_model_len` tokens."""
 
-    def __init__(self, max_seqs: int, max_model_len: int, block_size: int) -> None:
+    def __init__(self, max_seqs: int, max_model_len: int, block_size: int, vocab_size: int) -> None:
         self._block_size = block_size
+        self._mask_words = -(-vocab_size // 32)
         self._history = np.zeros((max_seqs, max_model_len), dtype=np.int32)
         self._tables = np.zeros((max_seqs, -(-max_model_len // block_size)), dtype=np.int32)
         self._sampling = SamplingTable(max_seqs)
@@ -97,15 +101,16 @@ class Runner:
         one_each = one_each and all(len(stream.samples) == 1 for stream in streams)
         if one_each and ahead is not None:
             draws.position = ahead[1]
+        masked = [MaskedRow(s, sample.matcher) for s, (_, sample) in enumerate(drawn) if sample.matcher is not None]
         batch = StepBatch(
             token_ids=self._history[owners, positions],
             positions=positions,
             query_start=query_start,
             tables=np.ascontiguousarray(self._tables[slots, :width]),
             moves=np.array(step.moves, dtype=np.int32).reshape(-1, 3),
-            samples=self._sampling.rows(draws, scores, self._history),
+            samples=self._sampling.rows(draws, scores, self._history, self._mask_words if masked else 0),
         )
-        prepared = PreparedStep(batch, drawn, scored, faults, one_each)
+        prepared = PreparedStep(batch, drawn, scored, faults, one_each, masked)
         if one_each and ahead is not None and _settled(drawn):
             penalised = [s for s, (_, sample) in enumerate(drawn) if sample.recipe.penalised]
             self._steady = prepared, SteadyBatch(batch, ahead, slots, np.array(penalised, dtype=np.intp))

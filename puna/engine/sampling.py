@@ -15,7 +15,7 @@ import numpy as np
 
 from puna.engine.params import SamplingParams
 from puna.errors import PunaError
-from puna.kernels.batch import F32, I32, NO_TOKEN, U64, SampleRows
+from puna.kernels.batch import F32, I32, NO_TOKEN, NOTHING_LEFT, U64, SampleRows
 
 _SEED_MASK = 2**64 - 1
 _NO_IDS = np.empty(0, dtype=np.int32)
@@ -88,7 +88,7 @@ def compile_recipe(
         bias_ids=np.array([token for token, _ in bias], dtype=np.int32),
         bias_values=np.array([value for _, value in bias], dtype=np.float32),
         plain=not (len(allowed) or bias or bad_words or params.min_tokens),
-        last_ids=eos | stop | {NO_TOKEN},
+        last_ids=eos | stop | {NO_TOKEN, NOTHING_LEFT},
     )
 
 
@@ -115,8 +115,8 @@ class SamplingTable:
         )
         self._seed[slot] = recipe.seed
 
-    def rows(self, draws: Draws, scores: Scores | None, history: I32) -> SampleRows:
-        """One row a draw, then one row a scored position."""
+    def rows(self, draws: Draws, scores: Scores | None, history: I32, mask_words: int = 0) -> SampleRows:
+        """One row a draw, then one row a scored position. `mask_words`: of each row's mask, which allows everything."""
         drawn, count = draws.slot, len(draws.slot)
         extra = 0 if scores is None else len(scores.slot)
         whole, real = np.take(self._whole, drawn, axis=1), np.take(self._real, drawn, axis=1)
@@ -159,6 +159,7 @@ class SamplingTable:
             bias_start=ragged[2][0],
             bias_ids=ragged[2][1],
             bias_values=np.concatenate([_NO_VALUES, *draws.bias_values.values()]),
+            mask=np.full((count + extra if mask_words else 0, mask_words), 0xFFFFFFFF, dtype=np.uint32),
         )
 
 
