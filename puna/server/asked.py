@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 
 from puna.engine.meter import RequestWatch
 
-NO_STATUS = 499  # the client left before there was one
-
 
 @dataclass(eq=False)
 class Asked:

@@ -7,13 +7,12 @@ other value of theirs is refused, strict or not: an answer without them would be
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
 from puna.server.errors import RequestError
-from puna.server.ignored import Ignored
+from puna.server.structure import Guided, ResponseFormat
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
@@ -22,11 +21,7 @@ class StreamOptions(msgspec.Struct, frozen=True):
     include_obfuscation: bool | None = None
 
 
-class ResponseFormat(msgspec.Struct, frozen=True):
-    type: str
-
-
-class Drawing(msgspec.Struct, frozen=True, kw_only=True):
+class Drawing(Guided, frozen=True, kw_only=True):
     """What every endpoint that draws tokens takes, beyond what its own protocol has: how to draw, when to end."""
 
     model: str | None = None
@@ -54,13 +49,6 @@ class Drawing(msgspec.Struct, frozen=True, kw_only=True):
     # Fields of other servers whose features are not here.
     use_beam_search: Any = None
     length_penalty: Any = None
-    structured_outputs: Any = None
-    guided_json: Any = None
-    guided_regex: Any = None
-    guided_choice: Any = None
-    guided_grammar: Any = None
-    grammar: Any = None
-    json_schema: Any = None
     chat_template: Any = None
     chat_template_kwargs: Any = None
     continue_final_message: Any = None
@@ -76,6 +64,7 @@ class Common(Drawing, frozen=True, kw_only=True):
     stop: str | list[str] | None = None
     prompt_logprobs: int | None = None
     return_token_ids: bool | None = None
+    response_format: ResponseFormat | None = None
     # Accepted, without effect on the answer: they name the caller, or say how to cache, which happens anyway.
     user: str | None = None
     safety_identifier: str | None = None
@@ -92,7 +81,6 @@ class ChatRequest(Common, frozen=True, kw_only=True):
     parallel_tool_calls: Any = None
     functions: Any = None
     function_call: Any = None
-    response_format: ResponseFormat | None = None
     service_tier: Any = None
     store: Any = None
     metadata: Any = None
@@ -130,21 +118,11 @@ OFF_VALUES: dict[str, tuple[Any, ...]] = {
     "suffix": (None, ""),
     "use_beam_search": (None, False),
     "length_penalty": (None, 1, 1.0),
-    "structured_outputs": (None,),
-    "guided_json": (None,),
-    "guided_regex": (None,),
-    "guided_choice": (None,),
-    "guided_grammar": (None,),
-    "grammar": (None, ""),
-    "json_schema": (None,),
     "chat_template": (None,),
     "chat_template_kwargs": (None, {}),
     "continue_final_message": (None, False),
     "logits_processors": (None, []),
 }
-
-
-_SHARED_OFF_VALUES = {name: OFF_VALUES[name] for name in Drawing.__struct_fields__ if name in OFF_VALUES}
 
 
 def refuse_unsupported(body: ChatRequest | CompletionRequest) -> None:
@@ -157,11 +135,6 @@ def refuse_unsupported(body: ChatRequest | CompletionRequest) -> None:
             raise _unsupported(
                 "include_obfuscation is not supported; leave it out", "stream_options.include_obfuscation"
             )
-        if body.stream_options.continuous_usage_stats and body.stream_options.include_usage is False:
-            raise RequestError(
-                "continuous_usage_stats is true and include_usage is false; leave one of them out",
-                param="stream_options.continuous_usage_stats",
-            )
     if isinstance(body, ChatRequest):
         _check_chat(body)
     elif body.best_of is not None and body.best_of != (body.n or 1):
@@ -171,31 +144,15 @@ def refuse_unsupported(body: ChatRequest | CompletionRequest) -> None:
 
 
 def refuse_off_values(body: msgspec.Struct, off_values: dict[str, tuple[Any, ...]]) -> None:
-    """RequestError where a field of a feature that is off has a value that asks for something: one of `off_values`, or
-    one that all who draw tokens share."""
-    for name, allowed in {**_SHARED_OFF_VALUES, **off_values}.items():
+    """RequestError where a field of a feature that is off has a value that asks for something."""
+    for name, allowed in off_values.items():
         value = getattr(body, name, None)
         if not any(type(value) is type(off) and value == off for off in allowed):
             accepted = ", ".join(msgspec.json.encode(off).decode() for off in allowed)
             raise _unsupported(f"{name} is not supported by this server; leave it out (accepted: {accepted})", name)
 
 
-def note_unused(
-    body: msgspec.Struct, used: Iterable[str], off_values: dict[str, tuple[Any, ...]], ignored: Ignored
-) -> None:
-    """Where nothing is drawn: names in `ignored` the fields that were given and change nothing. Those are all but
-    `used`, and but those that were checked to ask for nothing."""
-    spared = {*used, *_SHARED_OFF_VALUES, *off_values}
-    for name in body.__struct_fields__:
-        if name not in spared and getattr(body, name) is not None:
-            ignored.note(name, "has no effect where nothing is answered")
-
-
 def _check_chat(body: ChatRequest) -> None:
-    if body.response_format is not None and body.response_format.type != "text":
-        raise _unsupported(
-            "response_format takes {'type': 'text'} only; this server has no grammars", "response_format"
-        )
     if body.top_logprobs is not None:
         if not body.logprobs:
             raise RequestError("top_logprobs needs logprobs=true", param="top_logprobs")

@@ -11,6 +11,7 @@ from typing import Any
 from puna.engine.params import SamplingParams
 from puna.errors import InputError
 from puna.server.requests import ChatRequest, CompletionRequest, Drawing
+from puna.server.structure import ResponseFormat, TextFormat, form_of
 
 COMPLETION_MAX_TOKENS = 16
 
@@ -39,7 +40,7 @@ _SAME = (
 
 
 def chat_params(body: ChatRequest) -> SamplingParams:
-    wanted = given(body)
+    wanted = given(body, response_format=body.response_format)
     wanted["max_tokens"] = body.max_tokens if body.max_tokens is not None else body.max_completion_tokens
     if body.logprobs:
         wanted["logprobs"] = body.top_logprobs or 0
@@ -50,13 +51,9 @@ def chat_params(body: ChatRequest) -> SamplingParams:
 
 def completion_params(body: CompletionRequest) -> SamplingParams:
     """`max_tokens: 0` with `echo` becomes one token, which `only_echo` says to drop."""
-    wanted = given(body)
+    wanted = given(body, response_format=body.response_format)
     wanted["max_tokens"] = COMPLETION_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     if only_echo(body):
-        if body.min_tokens:
-            raise InputError(
-                f"min_tokens is {body.min_tokens} but max_tokens is 0; leave one of them out", param="min_tokens"
-            )
         wanted["max_tokens"] = 1
     if body.logprobs is not None:
         wanted["logprobs"] = body.logprobs
@@ -86,6 +83,10 @@ def only_echo(body: CompletionRequest) -> bool:
     return bool(body.echo) and body.max_tokens == 0
 
 
-def given(body: Drawing) -> dict[str, Any]:
-    """The fields that say the same in the body and in `SamplingParams`, where they were given."""
-    return {name: value for name in _SAME if (value := getattr(body, name, None)) is not None}
+def given(body: Drawing, **formats: ResponseFormat | TextFormat | None) -> dict[str, Any]:
+    """The fields that say the same in the body and in `SamplingParams`, where they were given, and the form that the
+    answer has to take; `formats` as `form_of` has them."""
+    wanted = {name: value for name in _SAME if (value := getattr(body, name, None)) is not None}
+    if (form := form_of(body, **formats)) is not None:
+        wanted["structured_outputs"] = form
+    return wanted

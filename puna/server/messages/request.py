@@ -12,14 +12,20 @@ import msgspec
 from puna.engine.params import SamplingParams
 from puna.server.errors import RequestError
 from puna.server.ignored import Ignored
-from puna.server.requests import Drawing, note_unused, refuse_off_values
+from puna.server.requests import Drawing, refuse_off_values
 from puna.server.sampling import given
+from puna.server.structure import TextFormat
 
 _BLOCK_FIELDS = {"type", "text", "cache_control", "citations"}  # a prompt is cached as far as it repeats, asked or not
 
 
 class Metadata(msgspec.Struct, frozen=True):
     user_id: str | None = None
+
+
+class OutputConfig(msgspec.Struct, frozen=True):
+    format: TextFormat | None = None
+    effort: Any = None
 
 
 class Asked(Drawing, frozen=True, kw_only=True):
@@ -31,8 +37,8 @@ class Asked(Drawing, frozen=True, kw_only=True):
     tools: Any = None
     tool_choice: Any = None
     thinking: Any = None
-    output_config: Any = None
-    output_format: Any = None
+    output_config: OutputConfig | None = None
+    output_format: TextFormat | None = None  # where it stood before output_config
     mcp_servers: Any = None
     container: Any = None
     context_management: Any = None
@@ -51,8 +57,6 @@ OFF_VALUES: dict[str, tuple[Any, ...]] = {
     "tools": (None, []),
     "tool_choice": (None, {"type": "none"}, {"type": "auto"}),
     "thinking": (None, {"type": "disabled"}),
-    "output_config": (None, {}),
-    "output_format": (None,),
     "mcp_servers": (None, []),
     "container": (None,),
     "context_management": (None, {}, {"edits": []}),
@@ -65,16 +69,17 @@ OFF_VALUES: dict[str, tuple[Any, ...]] = {
 def check(body: Asked) -> None:
     """RequestError where the body asks for what this server does not have."""
     refuse_off_values(body, OFF_VALUES)
-
-
-def check_count(body: Asked, ignored: Ignored) -> None:
-    """As `check`, where tokens are counted only: what says how to answer is named in `ignored`."""
-    check(body)
-    note_unused(body, ("model", "messages", "system", "cache_control"), OFF_VALUES, ignored)
+    if body.output_config is not None and body.output_config.effort is not None:
+        raise RequestError(
+            "output_config.effort is not supported by this server; leave it out",
+            code="unsupported_parameter",
+            param="output_config.effort",
+        )
 
 
 def params_of(body: MessagesRequest) -> SamplingParams:
-    wanted = given(body)
+    asked = body.output_config.format if body.output_config else None
+    wanted = given(body, output_config__format=asked, output_format=body.output_format)
     wanted["max_tokens"] = body.max_tokens
     if body.stop_sequences:
         wanted["stop"] = body.stop_sequences
@@ -120,7 +125,5 @@ def _text(where: str, content: Any, ignored: Ignored) -> str:
             )
         for name in block.keys() - _BLOCK_FIELDS:
             ignored.note(f"{at}.{name}")
-        if block.get("citations"):
-            ignored.note(f"{at}.citations", "has no effect on a text")
         texts.append(block["text"])
     return "\n".join(texts)

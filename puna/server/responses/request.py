@@ -12,8 +12,9 @@ import msgspec
 from puna.engine.params import SamplingParams
 from puna.server.errors import RequestError
 from puna.server.ignored import Ignored
-from puna.server.requests import Drawing, ResponseFormat, note_unused, refuse_off_values
+from puna.server.requests import Drawing, refuse_off_values
 from puna.server.sampling import given
+from puna.server.structure import TextFormat
 
 MAX_METADATA = 16
 MAX_METADATA_CHARS = 512
@@ -28,15 +29,13 @@ _EMPTY_INCLUDES = {
     "computer_call_output.output.image_url",
     "code_interpreter_call.outputs",
 }
-# What an input's tokens depend on, and what was checked to ask for nothing.
-_COUNTED = ("model", "input", "instructions", "previous_response_id", "truncation", "text", "reasoning")
 _TEXT_PARTS = ("input_text", "output_text", "text")
 _ITEM_FIELDS = {"type", "role", "content", "id", "status", "phase"}
 _PART_FIELDS = {"type", "text", "annotations", "logprobs"}
 
 
 class TextOptions(msgspec.Struct, frozen=True):
-    format: ResponseFormat | None = None
+    format: TextFormat | None = None
     verbosity: Any = None
 
 
@@ -102,8 +101,6 @@ def check(body: ResponsesRequest, ignored: Ignored) -> None:
     """RequestError where the body asks for what this server does not have, or has a value out of range."""
     refuse_off_values(body, OFF_VALUES)
     text, effort = body.text, body.reasoning.effort if body.reasoning else None
-    if text is not None and text.format is not None and text.format.type != "text":
-        raise _unsupported("text.format takes {'type': 'text'} only; this server has no grammars", "text.format")
     if text is not None and text.verbosity is not None:
         raise _unsupported("text.verbosity is not supported by this server; leave it out", "text.verbosity")
     if effort not in (None, "none"):
@@ -112,14 +109,6 @@ def check(body: ResponsesRequest, ignored: Ignored) -> None:
         raise _unsupported("include_obfuscation is not supported; leave it out", "stream_options.include_obfuscation")
     if body.truncation not in (None, "auto", "disabled"):
         raise RequestError(f"truncation is {body.truncation[:40]!r}; allowed: auto, disabled", param="truncation")
-    if body.truncate_prompt_tokens is not None and (
-        body.truncation == "disabled" or (body.truncation == "auto" and body.truncate_prompt_tokens != -1)
-    ):
-        raise RequestError(
-            f"truncation is {body.truncation!r} and truncate_prompt_tokens is {body.truncate_prompt_tokens}, which is "
-            "something else; give one",
-            param="truncate_prompt_tokens",
-        )
     if body.top_logprobs is not None and not 0 <= body.top_logprobs <= 20:
         raise RequestError(f"top_logprobs is {body.top_logprobs}; allowed: 0 to 20", param="top_logprobs")
     for name in body.include or ():
@@ -136,24 +125,12 @@ def check(body: ResponsesRequest, ignored: Ignored) -> None:
         )
 
 
-def check_count(body: ResponsesRequest, ignored: Ignored) -> None:
-    """As `check`, where tokens are counted only: what says how to answer is named in `ignored`."""
-    check(body, ignored)
-    cutting = ("truncate_prompt_tokens", "max_output_tokens", "min_tokens") if is_cut(body) else ()
-    note_unused(body, (*_COUNTED, *cutting), OFF_VALUES, ignored)
-
-
-def is_cut(body: ResponsesRequest) -> bool:
-    """Whether an input that is too long is to be cut."""
-    return body.truncation == "auto" or body.truncate_prompt_tokens is not None
-
-
 def wants_logprobs(body: ResponsesRequest) -> bool:
     return body.top_logprobs is not None or LOGPROBS in (body.include or ())
 
 
 def params_of(body: ResponsesRequest) -> SamplingParams:
-    wanted = given(body)
+    wanted = given(body, text__format=body.text.format if body.text else None)
     wanted["max_tokens"] = body.max_output_tokens
     if wants_logprobs(body):
         wanted["logprobs"] = body.top_logprobs or 0

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from puna.server.answers import ChatLogprob
+from puna.server.structure import TextFormat
 
 Status = Literal["in_progress", "completed", "incomplete", "failed"]
 
@@ -53,12 +54,10 @@ class IncompleteDetails(msgspec.Struct, frozen=True):
     reason: str
 
 
-class TextFormat(msgspec.Struct, frozen=True):
-    type: str = "text"
-
-
 class TextConfig(msgspec.Struct, frozen=True):
-    format: TextFormat = TextFormat()
+    """`format`: as it was asked for."""
+
+    format: TextFormat = TextFormat(type="text")
 
 
 class ReasoningConfig(msgspec.Struct, frozen=True):

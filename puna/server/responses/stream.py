@@ -7,7 +7,7 @@ It knows that order; it knows nothing of HTTP, the engine or where responses are
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
@@ -42,8 +42,7 @@ if TYPE_CHECKING:
 
 
 class ResponseStream:
-    """One response while it is written. `done` is told the whole of it just before its reader is, and gives what the
-    reader is told."""
+    """One response while it is written. `done` is told the whole of it just before its reader is."""
 
     def __init__(
         self,
@@ -51,7 +50,7 @@ class ResponseStream:
         opening: Response,
         item_id: str,
         tokenizer: Tokenizer,
-        done: Callable[[Response], Awaitable[Response]],
+        done: Callable[[Response], None],
     ) -> None:
         self._conversation = conversation
         self._opening = opening
@@ -92,7 +91,7 @@ class ResponseStream:
         yield TextDoneEvent(sequence_number=self._next(), item_id=self._item_id, text=part.text, logprobs=part.logprobs)
         yield PartEvent("response.content_part.done", self._next(), self._item_id, part)
         yield ItemEvent("response.output_item.done", self._next(), item)
-        whole = await self._done(whole)
+        self._done(whole)
         yield ResponseEvent(f"response.{whole.status}", self._next(), whole)
 
     def failed(self, failure: HttpFailure) -> ResponseEvent:
