@@ -78,7 +78,7 @@ def serve(
         Literal["puna", "vllm"], typer.Option("--metrics-names", help="Whose names /metrics gives its figures.")
     ] = "puna",
     store_mb: Annotated[
-        int, typer.Option("--store-mb", min=0, max=65536, help="Memory for stored responses; 0 stores none.")
+        int, typer.Option("--store-mb", min=0, max=65536, help="Room for stored responses; 0 stores none.")
     ] = 64,
     state: Annotated[
         Path | None,

@@ -71,11 +71,16 @@ def _live(address: str, url: str, api_key: str | None, readings: deque[Reading],
                 if readings[-1].values.get("steps_total", 0) < readings[-2].values.get("steps_total", 0):
                     readings = deque([readings[-1]])  # another server
                     continue
-                while len(readings) > 2 and readings[-1].at_s - readings[1].at_s >= WINDOW_S:
-                    readings.popleft()
+                _forget_old(readings)
                 view.update(_table(vitals(list(readings), WINDOW_S), url), refresh=True)
     except KeyboardInterrupt:
         return  # that is how one leaves
+
+
+def _forget_old(readings: deque[Reading]) -> None:
+    """All but the newest that is as old as the window, and those after it."""
+    while len(readings) > 2 and readings[-1].at_s - readings[1].at_s >= WINDOW_S:
+        readings.popleft()
 
 
 def _print(frame: Vitals, url: str) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from puna.server.asked import ASKED, Asked
+from puna.server.asked import ASKED, NO_STATUS, Asked
 
 if TYPE_CHECKING:
     from puna.server.serving import Serving
@@ -66,12 +66,11 @@ class Account:
             self._tracing.record(asked, headers, self._serving.name)
 
     def _fields(self, asked: Asked) -> dict[str, Any]:
-        """`status` is 499 where the client left before there was one."""
         fields: dict[str, Any] = {
             "request_id": asked.request_id,
             "method": asked.method,
             "path": asked.path[:200],
-            "status": asked.status or 499,
+            "status": asked.status or NO_STATUS,
             "tenant": asked.tenant,
             "duration_s": round(time.monotonic() - asked.since_s, 4),
         }

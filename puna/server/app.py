@@ -26,7 +26,7 @@ from puna.server.messages.routes import PATH as MESSAGES_PATH
 from puna.server.messages.routes import message_routes
 from puna.server.messages.shapes import anthropic_error
 from puna.server.metrics import metrics_routes
-from puna.server.openapi import openapi
+from puna.server.openapi import openapi, routes_of
 from puna.server.responses.routes import response_routes
 from puna.server.serving import Serving
 from puna.server.tokens import token_routes
@@ -52,15 +52,15 @@ def make_app(serving: Serving, cors_origins: tuple[str, ...] = ()) -> FastAPI:
         serving.check_model(name)
         return json_response(model_card(serving))
 
-    @app.api_route("/health", methods=["GET", "HEAD"])
+    @app.get("/health")
     async def health() -> Response:
         return health_response(serving)
 
-    @app.api_route("/ready", methods=["GET", "HEAD"])
+    @app.get("/ready")
     async def ready() -> Response:
         return ready_response(serving)
 
-    @app.api_route("/version", methods=["GET", "HEAD"])
+    @app.get("/version")
     async def version() -> Response:
         return json_response({"version": puna.__version__})
 
@@ -75,6 +75,7 @@ def make_app(serving: Serving, cors_origins: tuple[str, ...] = ()) -> FastAPI:
     app.include_router(file_routes(serving))
     app.include_router(batch_routes(serving))
     app.include_router(admin_routes(serving))
+    _allow_head(app)
 
     def shape(request: Request) -> ErrorShape:
         return anthropic_error if request.url.path.startswith(MESSAGES_PATH) else serving.dialect.error
@@ -84,8 +85,11 @@ def make_app(serving: Serving, cors_origins: tuple[str, ...] = ()) -> FastAPI:
 
     async def answer_http_exception(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        response = error_response(_described(request, error), shape(request))
-        response.headers.update(error.headers or {})
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
+            headers["Allow"] = _methods_of(app, request.url.path)
+        response = error_response(_described(request, error, headers), shape(request))
+        response.headers.update(headers)
         return response
 
     app.add_exception_handler(PunaError, answer_error)
@@ -99,7 +103,20 @@ def make_app(serving: Serving, cors_origins: tuple[str, ...] = ()) -> FastAPI:
     return app
 
 
-def _described(request: Request, error: HTTPException) -> RequestError:
+def _allow_head(app: FastAPI) -> None:
+    """Wherever there is GET."""
+    for route in routes_of(app.routes):
+        if route.methods and "GET" in route.methods:
+            route.methods.add("HEAD")
+
+
+def _methods_of(app: FastAPI, path: str) -> str:
+    """Of all that is there; the framework names those of one."""
+    found = [route.methods or set() for route in routes_of(app.routes) if route.path_regex.match(path)]
+    return ", ".join(sorted(set().union(*found)))
+
+
+def _described(request: Request, error: HTTPException, headers: dict[str, str]) -> RequestError:
     what = f"{request.method} {request.url.path[:200]}"
     if error.status_code == 404:
         message = (
@@ -107,8 +124,7 @@ def _described(request: Request, error: HTTPException) -> RequestError:
             "/v1/messages, /v1/files, /v1/batches, /v1/models, /tokenize, /health"
         )
     elif error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "another method")
-        message = f"{what} is not allowed; use {allowed}"
+        message = f"{what} is not allowed; use {headers['Allow']}"
     else:
         message = str(error.detail)
     return RequestError(message, status=error.status_code)

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 from puna.engine.meter import RequestWatch
 
+NO_STATUS = 499  # the client left before there was one
+
 
 @dataclass(eq=False)
 class Asked:

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from puna.server.ignored import HEADER, header_of, unknown_names
 from puna.server.loopback import LoopbackAnswer
 
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
@@ -30,6 +31,7 @@ class BatchLine(msgspec.Struct, frozen=True):
     custom_id: str
     url: str
     body: msgspec.Raw
+    ignored: list[str] = []  # its names that nobody reads
 
 
 class LineError(msgspec.Struct, frozen=True):
@@ -78,6 +80,7 @@ def _parse_line(number: int, text: bytes, endpoint: str | None, seen: set[str]) 
         return wrong("line_too_long", f"the line is longer than {MAX_LINE_BYTES} bytes")
     try:
         written = msgspec.json.decode(text, type=_Written)
+        ignored = unknown_names(text, _Written)
         body = msgspec.json.decode(written.body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         return wrong("invalid_json_line", f"the line is no request: {error}; it needs custom_id, method, url and body")
@@ -95,20 +98,22 @@ def _parse_line(number: int, text: bytes, endpoint: str | None, seen: set[str]) 
     if body.get("stream"):
         return wrong("invalid_request", "stream is true; a line's answer is always whole", "body.stream")
     seen.add(written.custom_id)
-    return BatchLine(number, written.custom_id, written.url, written.body)
+    return BatchLine(number, written.custom_id, written.url, written.body, ignored)
 
 
 def answer_line(line: BatchLine, answer: LoopbackAnswer) -> tuple[bool, bytes]:
-    """The line of the output file, and whether it is a good answer."""
-    return answer.status == 200, _written_answer(
-        line.custom_id,
-        {
-            "status_code": answer.status,
-            "request_id": answer.headers.get("x-request-id", f"req_{secrets.token_hex(12)}"),
-            "body": msgspec.Raw(answer.body or b"null"),
-        },
-        None,
-    )
+    """The line of the output file, and whether it is a good answer. Names that were left out are in it, as in the
+    header of a single answer."""
+    response: dict[str, Any] = {
+        "status_code": answer.status,
+        "request_id": answer.headers.get("x-request-id", f"req_{secrets.token_hex(12)}"),
+        "body": msgspec.Raw(answer.body or b"null"),
+    }
+    of_body = answer.headers.get(HEADER)
+    ignored = ([header_of(line.ignored)] if line.ignored else []) + ([of_body] if of_body else [])
+    if ignored:
+        response[HEADER] = ", ".join(ignored)
+    return answer.status == 200, _written_answer(line.custom_id, response, None)
 
 
 def missing_line(line: BatchLine, code: str, message: str) -> bytes:

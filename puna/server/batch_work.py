@@ -18,8 +18,9 @@ import msgspec
 
 from puna.errors import PunaError
 from puna.server.batch_lines import MAX_ERRORS, BatchLine, LineError, answer_line, missing_line, parse, run_lines
+from puna.server.database import StateError
 from puna.server.loopback import LoopbackAnswer
-from puna.server.state import State, StateError
+from puna.server.state import State
 
 log = logging.getLogger("puna.server")
 

@@ -22,6 +22,7 @@ from puna.server.body import decode, read_body
 from puna.server.delivery import json_response
 from puna.server.errors import RequestError
 from puna.server.files import find, page
+from puna.server.ignored import ignored_by, read_query
 from puna.server.serving import Serving
 
 _WINDOW = re.compile(r"([1-9][0-9]{0,3})(h|d)")
@@ -65,9 +66,10 @@ def batch_routes(serving: Serving) -> APIRouter:
     @router.get("/v1/batches")
     async def listing(request: Request) -> Response:
         tenant, work = serving.owner(request), _work(serving)
+        query = read_query(request, ("limit", "after"), ignored_by(request, strict=serving.strict))
         bodies = await asyncio.to_thread(serving.need_state().batches, tenant)
         found = [msgspec.json.decode(body, type=Batch) for body in bodies]
-        return json_response(page([shape(work.present(batch.id) or batch) for batch in found], request))
+        return json_response(page([shape(work.present(batch.id) or batch) for batch in found], query))
 
     @router.get("/v1/batches/{batch_id}")
     async def one(request: Request, batch_id: str) -> Response:

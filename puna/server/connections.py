@@ -15,7 +15,15 @@ import sys
 import h11
 import msgspec
 
-from puna.server.errors import MAX_HEAD_BYTES, ErrorShape, RequestError, head_too_large, http_failure, openai_error
+from puna.server.errors import (
+    MAX_HEAD_BYTES,
+    ErrorShape,
+    RequestError,
+    head_too_large,
+    http_failure,
+    not_http,
+    openai_error,
+)
 from puna.server.patience import PatientProtocol
 
 LINGER_S = 1.0  # for the client to read a refusal, before what it sent unread resets the connection
@@ -58,7 +66,7 @@ class Connection(PatientProtocol):
         if isinstance(error, h11.RemoteProtocolError) and error.error_status_hint == 431:
             refusal = head_too_large(MAX_HEAD_BYTES)
         else:
-            refusal = RequestError(f"this is not HTTP/1.1: {error or msg}", code="invalid_http")
+            refusal = not_http(str(error or msg))
         if self._is_answering:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
@@ -101,9 +109,9 @@ class Connection(PatientProtocol):
         body = msgspec.json.encode(self.error_shape(failure))
         headers = {
             **failure.headers,
-            "content-type": "application/json",
-            "content-length": str(len(body)),
-            "connection": "close",
+            "Content-Type": "application/json",
+            "Content-Length": str(len(body)),
+            "Connection": "close",
         }
         for event in (
             h11.Response(status_code=failure.status, headers=[*headers.items()], reason=b"Refused"),

@@ -6,6 +6,7 @@ the work that runs, and tells tenants what is left to them. It knows paths; it k
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 
 from starlette.datastructures import Headers
@@ -15,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from puna.errors import PunaError
 from puna.server.asked import ASKED
-from puna.server.errors import MAX_HEAD_BYTES, head_too_large
+from puna.server.errors import MAX_HEAD_BYTES, head_too_large, not_http
 from puna.server.limits import Tenant
 from puna.server.loopback import TENANT, TRUSTED
 from puna.server.serving import Serving
@@ -24,6 +25,7 @@ from puna.server.tenants import set_tenant
 OPEN = frozenset({"/health", "/ready", "/version", "/openapi.json"})
 ADMIN = "/admin/"
 METRICS = "/metrics"  # for the administrator, if there is one; else for whoever may ask the model
+_ADDRESS = re.compile(r"https?://[^/]*")
 _READING = ("GET", "HEAD", "OPTIONS")
 
 
@@ -43,6 +45,7 @@ class Door:
             return
         try:
             _check_head(scope)
+            _take_whole_address(scope)
             tenant = self._let_in(scope)
             if tenant is None:
                 await self._app(scope, receive, send)
@@ -104,7 +107,21 @@ class Door:
 
 
 def _check_head(scope: Scope) -> None:
-    """RequestError (431) where a head that came in one piece is larger than one in many could be."""
+    """RequestError where a head says what is not HTTP/1.1, or two lengths of its body, of which a proxy may have taken
+    the other one; and (431) where one that came in one piece is larger than one in many could be."""
+    names = [name for name, _ in scope["headers"]]
+    if scope["http_version"] not in ("1.0", "1.1"):
+        raise not_http(f"its version is {scope['http_version'][:8]}")
+    if b"transfer-encoding" in names and b"content-length" in names:
+        raise not_http("it has both transfer-encoding and content-length")
     size = len(scope["raw_path"]) + len(scope["query_string"]) + sum(len(n) + len(v) + 4 for n, v in scope["headers"])
     if size > MAX_HEAD_BYTES:
         raise head_too_large(MAX_HEAD_BYTES)
+
+
+def _take_whole_address(scope: Scope) -> None:
+    """A path may come with the server's address before it, as clients send it that take this server for a proxy."""
+    found = _ADDRESS.match(scope["path"])
+    if found is not None:
+        scope["path"] = scope["path"][found.end() :] or "/"
+        scope["raw_path"] = scope["path"].encode()

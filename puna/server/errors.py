@@ -24,8 +24,9 @@ from puna.errors import (
     OverloadedError,
     PunaError,
 )
-from puna.server.state import StateError
+from puna.server.database import StateError
 
+INVALID_HTTP = "invalid_http"
 MAX_MESSAGE_CHARS = 1000
 BACK_SOON_S = 2  # where nobody knows when the server can serve again
 MAX_HEAD_BYTES = 32 << 10  # of a request's line and headers together
@@ -57,6 +58,10 @@ def head_too_large(limit_bytes: int) -> RequestError:
         status=431,
         code="head_too_large",
     )
+
+
+def not_http(why: str) -> RequestError:
+    return RequestError(f"this is not HTTP/1.1: {why}", code=INVALID_HTTP)
 
 
 class DeadlineError(PunaError):
@@ -103,7 +108,7 @@ def http_failure(error: BaseException) -> HttpFailure:
         headers.setdefault("Retry-After", str(BACK_SOON_S))
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    if status == 408:
+    if status == 408 or code == INVALID_HTTP:
         headers["Connection"] = "close"  # what else arrives is no request
     if status == 504:
         headers["x-should-retry"] = "false"  # OpenAI's and Anthropic's clients would

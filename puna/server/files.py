@@ -15,10 +15,13 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.types import Message
 
+from puna.server.body import refuse_encoded
+from puna.server.database import StateError
 from puna.server.delivery import json_response
 from puna.server.errors import RequestError
+from puna.server.ignored import Ignored, ignored_by, read_query
 from puna.server.serving import Serving
-from puna.server.state import State, StateError, StoredFile, check_name
+from puna.server.state import State, StoredFile, check_name
 
 PURPOSES = ("batch",)
 _PIECE = 1 << 20
@@ -34,6 +37,7 @@ def file_routes(serving: Serving) -> APIRouter:
         state = serving.need_state()
         form = await _form(request, serving.max_file_bytes, state)
         try:
+            _check_form(form, ignored_by(request, strict=serving.strict))
             purpose, upload = form.get("purpose"), form.get("file")
             if purpose not in PURPOSES:
                 raise RequestError(f"purpose is {str(purpose)[:40]!r}; this server takes 'batch'", param="purpose")
@@ -47,10 +51,13 @@ def file_routes(serving: Serving) -> APIRouter:
     @router.get("/v1/files")
     async def listing(request: Request) -> Response:
         tenant = serving.owner(request)
+        known = ("limit", "after", "order", "purpose")
+        query = read_query(request, known, ignored_by(request, strict=serving.strict))
         files = await asyncio.to_thread(serving.need_state().files, tenant)
-        purpose = request.query_params.get("purpose")
-        data = [shape(one) for one in files if purpose in (None, one.purpose)]
-        return json_response(page(data, request))
+        if not newest_first(query):
+            files.reverse()
+        data = [shape(one) for one in files if query.get("purpose") in (None, one.purpose)]
+        return json_response(page(data, query))
 
     @router.get("/v1/files/{file_id}")
     async def one(request: Request, file_id: str) -> Response:
@@ -96,12 +103,20 @@ def shape(stored: StoredFile) -> dict[str, Any]:
     }
 
 
-def page(data: list[dict[str, Any]], request: Request) -> dict[str, Any]:
+def newest_first(query: dict[str, str]) -> bool:
+    """What `order` says of a list. RequestError where it is none."""
+    order = query.get("order", "desc")
+    if order not in ("asc", "desc"):
+        raise RequestError(f"order is {order[:40]!r}; allowed: asc, desc", param="order")
+    return order == "desc"
+
+
+def page(data: list[dict[str, Any]], query: dict[str, str]) -> dict[str, Any]:
     """OpenAI's pages: up to `limit` entries behind the one whose id is `after`."""
-    text = request.query_params.get("limit", "100")
+    text = query.get("limit", "100")
     if not (text.isdecimal() and 1 <= int(text[:9]) <= 10_000):
         raise RequestError(f"limit is {text[:40]!r}; allowed: 1 to 10000", param="limit")
-    after = request.query_params.get("after")
+    after = query.get("after")
     ids = [entry["id"] for entry in data]
     if after is not None:
         if after not in ids:
@@ -120,6 +135,7 @@ async def _form(request: Request, limit_bytes: int, state: State) -> FormData:
             status=415,
             code="unsupported_media_type",
         )
+    refuse_encoded(request)
     room = min(limit_bytes, await asyncio.to_thread(state.free_bytes) - _SPARE_BYTES)
     declared = request.headers.get("content-length", "")
     received = 0
@@ -151,6 +167,21 @@ async def _form(request: Request, limit_bytes: int, state: State) -> FormData:
         raise RequestError(f"the form cannot be read: {error}") from None
     except OSError as error:  # large ones lie in a temporary file meanwhile
         raise StateError(f"the file cannot be kept: {error.strerror}") from error
+
+
+def _check_form(form: FormData, ignored: Ignored) -> None:
+    names = [name for name, _ in form.multi_items()]
+    for name in dict.fromkeys(names):
+        if name.startswith("expires_after"):
+            raise RequestError(
+                "expires_after is not supported by this server: files stay until they are deleted; leave it out",
+                code="unsupported_parameter",
+                param="expires_after",
+            )
+        if name not in ("purpose", "file"):
+            ignored.note(name)
+        elif names.count(name) > 1:
+            raise RequestError(f"the form has {name!r} twice; send it once", param=name)
 
 
 def _store(state: State, tenant: str, upload: UploadFile, purpose: str) -> StoredFile:

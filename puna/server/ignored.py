@@ -1,4 +1,5 @@
-"""Names in a request that nobody reads: refused in strict mode, otherwise left out and named in a header of the answer.
+"""Names in a request, in its body or address, that nobody reads: refused in strict mode, otherwise left out and named
+in a header of the answer.
 
 `unknown_names` compares a body with the struct that it was decoded into, at any depth; parts that are checked by hand
 (messages) note their own. The header is written in one place for all endpoints, `IgnoredNames`.
@@ -7,7 +8,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -32,8 +33,14 @@ class Ignored:
         self.strict = strict
         self.names: list[str] = []
 
-    def note(self, name: str) -> None:
-        """RequestError in strict mode."""
+    def note(self, name: str, reason: str = "") -> None:
+        """`reason`: why one that is known is of no use here. RequestError in strict mode."""
+        if self.strict and reason:
+            raise RequestError(
+                f"{name[:200]} {reason}; leave it out. Without --strict it would be left out here",
+                code="unused_parameter",
+                param=name[:200],
+            )
         if self.strict:
             raise RequestError(
                 f"unknown parameter {name[:200]!r}; docs/serving.md lists those that this server takes, and without "
@@ -43,18 +50,36 @@ class Ignored:
             )
         self.names.append(name)
 
-    @property
-    def header(self) -> str:
-        shown = [_UNSPEAKABLE.sub("?", name[:MAX_NAME_CHARS]) or "?" for name in self.names[:MAX_NAMES]]
-        further = len(self.names) - len(shown)
-        return ", ".join([*shown, f"and {further} more"] if further else shown)
-
 
 def ignored_by(request: HTTPConnection, *, strict: bool) -> Ignored:
     """A new account of what is ignored in `request`; `IgnoredNames` reads it when the answer begins."""
     ignored = Ignored(strict=strict)
     setattr(request.state, _STATE, ignored)
     return ignored
+
+
+def header_of(names: Sequence[str]) -> str:
+    """The names as a header can hold them, the first of them at least."""
+    shown = [_UNSPEAKABLE.sub("?", name[:MAX_NAME_CHARS]) or "?" for name in names[:MAX_NAMES]]
+    further = len(names) - len(shown)
+    return ", ".join([*shown, f"and {further} more"] if further else shown)
+
+
+def read_query(
+    request: HTTPConnection, known: Iterable[str], ignored: Ignored, unread: Iterable[str] = ()
+) -> dict[str, str]:
+    """What stands behind the question mark in the address. Names that are not `known` are noted with that mark, but for
+    those that may be left `unread`. RequestError for one that comes twice."""
+    query: dict[str, str] = {}
+    for name, value in request.query_params.multi_items():
+        if name in unread:
+            continue
+        if name in query:
+            raise RequestError(f"{name[:80]!r} stands twice in the address; give it once", param=name[:200])
+        query[name] = value
+        if name not in known:
+            ignored.note(f"?{name}")
+    return query
 
 
 class IgnoredNames:
@@ -72,7 +97,7 @@ class IgnoredNames:
             if message["type"] == "http.response.start":
                 ignored: Ignored | None = scope.get("state", {}).get(_STATE)
                 if ignored is not None and ignored.names:
-                    message["headers"] = [*message["headers"], (HEADER.encode(), ignored.header.encode())]
+                    message["headers"] = [*message["headers"], (HEADER.encode(), header_of(ignored.names).encode())]
             await send(message)
 
         await self.app(scope, receive, send_named)

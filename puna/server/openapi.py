@@ -55,7 +55,7 @@ def openapi(app: FastAPI) -> dict[str, Any]:
     schemas, components = msgspec.json.schema_components(kinds, ref_template=_REF)
     by_kind = dict(zip(kinds, schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
-    for route in _routes(app.routes):
+    for route in routes_of(app.routes):
         path = _PARAMETER.sub(r"{\1}", route.path)
         for method in sorted((route.methods or set()) - {"HEAD"}):
             paths.setdefault(path, {})[method.lower()] = _operation(route, path, by_kind)
@@ -71,13 +71,13 @@ def openapi(app: FastAPI) -> dict[str, Any]:
     }
 
 
-def _routes(routes: Iterable[Any]) -> Iterator[APIRoute]:
+def routes_of(routes: Iterable[Any]) -> Iterator[APIRoute]:
     """Those of included routers, too: FastAPI keeps them whole, with their prefix in each path."""
     for route in routes:
         if isinstance(route, APIRoute):
             yield route
         else:
-            yield from _routes(getattr(getattr(route, "original_router", None), "routes", ()))
+            yield from routes_of(getattr(getattr(route, "original_router", None), "routes", ()))
 
 
 def _operation(route: APIRoute, path: str, by_kind: dict[Any, Any]) -> dict[str, Any]:

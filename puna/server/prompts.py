@@ -80,7 +80,10 @@ def conversation(
         )
     if not messages:
         raise RequestError("messages is empty; send at least one", param="messages")
-    return template, [_message(index, message, ignored) for index, message in enumerate(messages)]
+    cleaned = [_message(index, message, ignored) for index, message in enumerate(messages)]
+    if any(message.get("name") for message in cleaned):
+        _note_unread_names(template, cleaned, ignored)
+    return template, cleaned
 
 
 def completion_prompts(
@@ -129,6 +132,15 @@ def check_context(prompts: list[Prompt], max_tokens: int | None, context_tokens:
                 code="context_length_exceeded",
                 param="max_tokens" if max_tokens and count < context_tokens else "prompt",
             )
+
+
+def _note_unread_names(template: ChatTemplate, messages: list[dict[str, Any]], ignored: Ignored) -> None:
+    """Most templates write roles only; who of several users speaks is lost on the model then."""
+    nameless = [{key: value for key, value in message.items() if key != "name"} for message in messages]
+    if template.render(messages, add_generation_prompt=True) == template.render(nameless, add_generation_prompt=True):
+        for index, message in enumerate(messages):
+            if message.get("name"):
+                ignored.note(f"messages[{index}].name", "is not read by this model's chat template")
 
 
 def _message(index: int, message: dict[str, Any], ignored: Ignored) -> dict[str, Any]:

@@ -7,11 +7,13 @@ other value of theirs is refused, strict or not: an answer without them would be
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
 from puna.server.errors import RequestError
+from puna.server.ignored import Ignored
 from puna.server.structure import Guided, ResponseFormat
 
 
@@ -125,6 +127,9 @@ OFF_VALUES: dict[str, tuple[Any, ...]] = {
 }
 
 
+_SHARED_OFF_VALUES = {name: OFF_VALUES[name] for name in Drawing.__struct_fields__ if name in OFF_VALUES}
+
+
 def refuse_unsupported(body: ChatRequest | CompletionRequest) -> None:
     """RequestError where the body asks for a feature that this server does not have, or contradicts itself."""
     refuse_off_values(body, OFF_VALUES)
@@ -135,6 +140,11 @@ def refuse_unsupported(body: ChatRequest | CompletionRequest) -> None:
             raise _unsupported(
                 "include_obfuscation is not supported; leave it out", "stream_options.include_obfuscation"
             )
+        if body.stream_options.continuous_usage_stats and body.stream_options.include_usage is False:
+            raise RequestError(
+                "continuous_usage_stats is true and include_usage is false; leave one of them out",
+                param="stream_options.continuous_usage_stats",
+            )
     if isinstance(body, ChatRequest):
         _check_chat(body)
     elif body.best_of is not None and body.best_of != (body.n or 1):
@@ -144,12 +154,24 @@ def refuse_unsupported(body: ChatRequest | CompletionRequest) -> None:
 
 
 def refuse_off_values(body: msgspec.Struct, off_values: dict[str, tuple[Any, ...]]) -> None:
-    """RequestError where a field of a feature that is off has a value that asks for something."""
-    for name, allowed in off_values.items():
+    """RequestError where a field of a feature that is off has a value that asks for something: one of `off_values`, or
+    one that all who draw tokens share."""
+    for name, allowed in {**_SHARED_OFF_VALUES, **off_values}.items():
         value = getattr(body, name, None)
         if not any(type(value) is type(off) and value == off for off in allowed):
             accepted = ", ".join(msgspec.json.encode(off).decode() for off in allowed)
             raise _unsupported(f"{name} is not supported by this server; leave it out (accepted: {accepted})", name)
+
+
+def note_unused(
+    body: msgspec.Struct, used: Iterable[str], off_values: dict[str, tuple[Any, ...]], ignored: Ignored
+) -> None:
+    """Where nothing is drawn: names in `ignored` the fields that were given and change nothing. Those are all but
+    `used`, and but those that were checked to ask for nothing."""
+    spared = {*used, *_SHARED_OFF_VALUES, *off_values}
+    for name in body.__struct_fields__:
+        if name not in spared and getattr(body, name) is not None:
+            ignored.note(name, "has no effect where nothing is answered")
 
 
 def _check_chat(body: ChatRequest) -> None:

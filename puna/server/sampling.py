@@ -54,6 +54,10 @@ def completion_params(body: CompletionRequest) -> SamplingParams:
     wanted = given(body, response_format=body.response_format)
     wanted["max_tokens"] = COMPLETION_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     if only_echo(body):
+        if body.min_tokens:
+            raise InputError(
+                f"min_tokens is {body.min_tokens} but max_tokens is 0; leave one of them out", param="min_tokens"
+            )
         wanted["max_tokens"] = 1
     if body.logprobs is not None:
         wanted["logprobs"] = body.logprobs

@@ -31,12 +31,13 @@ from puna.server.account import Account
 from puna.server.app import make_app
 from puna.server.batch_work import BatchWork
 from puna.server.connections import allow_descriptors, bounded_connection
+from puna.server.database import StateError
 from puna.server.dialect import DIALECTS
 from puna.server.draining import Draining
 from puna.server.errors import MAX_HEAD_BYTES
 from puna.server.loopback import LoopbackAnswer, ask
 from puna.server.serving import Serving
-from puna.server.state import State, StateError
+from puna.server.state import State
 from puna.server.tenants import KeySources, Tenants
 from puna.server.tracing import Tracing, open_tracing
 
@@ -192,7 +193,7 @@ def _open_state(folder: Path | None, announce: Callable[[str], None]) -> State |
     try:
         return State(folder)
     except StateError as error:
-        announce(f"  no files and batches: {error}")
+        announce(f"  no files and batches, and stored responses end with the server: {error}")
         return error
 
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Literal
 
 from starlette.requests import Request
 
+from puna.server.database import StateError
 from puna.server.errors import RequestError
-from puna.server.state import State, StateError
+from puna.server.state import State
 from puna.server.tenants import tenant_of
 
 if TYPE_CHECKING:

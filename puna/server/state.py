@@ -1,6 +1,7 @@
 """What a server keeps across restarts: uploaded files, batches, and the answers that batches have by now.
 
-    FOLDER/state.sqlite    tables `files`, `batches` and `answers`; one row a line of a batch that was answered
+    FOLDER/state.sqlite    tables `files`, `batches` and `answers`; one row a line of a batch that was answered;
+                           `responses` is ResponseStore's
     FOLDER/files/ID        the files' bytes
     FOLDER/lock            held by the one server that uses the folder
 
@@ -13,31 +14,24 @@ import fcntl
 import os
 import secrets
 import shutil
-import sqlite3
-import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import msgspec
 
-from puna.errors import InputError, PunaError
+from puna.errors import InputError
+from puna.server.database import Database, StateError
 
-_TABLES = """
-CREATE TABLE IF NOT EXISTS files (
-    id TEXT PRIMARY KEY, tenant TEXT, filename TEXT, purpose TEXT, bytes INTEGER, created_at INTEGER
-);
-CREATE TABLE IF NOT EXISTS batches (id TEXT PRIMARY KEY, tenant TEXT, created_at INTEGER, body BLOB);
-CREATE TABLE IF NOT EXISTS answers (
-    batch TEXT, line INTEGER, good INTEGER, body BLOB, PRIMARY KEY (batch, line)
-) WITHOUT ROWID;
-"""
-
-
-class StateError(PunaError):
-    """The folder cannot be used."""
+_TABLES = (
+    "CREATE TABLE IF NOT EXISTS files "
+    "(id TEXT PRIMARY KEY, tenant TEXT, filename TEXT, purpose TEXT, bytes INTEGER, created_at INTEGER)",
+    "CREATE TABLE IF NOT EXISTS batches (id TEXT PRIMARY KEY, tenant TEXT, created_at INTEGER, body BLOB)",
+    "CREATE TABLE IF NOT EXISTS answers "
+    "(batch TEXT, line INTEGER, good INTEGER, body BLOB, PRIMARY KEY (batch, line)) WITHOUT ROWID",
+)
 
 
 class StoredFile(msgspec.Struct, frozen=True):
@@ -54,9 +48,9 @@ class State:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._mutex = threading.Lock()
         try:
-            (folder / "files").mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # it has what clients asked, and their answers
+            (folder / "files").mkdir(exist_ok=True)
             self._lock = (folder / "lock").open("w")
         except OSError as error:
             raise StateError(f"{folder} cannot hold files and batches: {error.strerror}") from error
@@ -66,17 +60,16 @@ class State:
             self._lock.close()
             raise StateError(f"another server uses {folder}; give this one its own with --state") from None
         try:
-            self._db = sqlite3.connect(folder / "state.sqlite", check_same_thread=False, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.executescript(_TABLES)
-        except sqlite3.Error as error:
+            self.database = Database(folder / "state.sqlite")
+            for table in _TABLES:
+                self.database.run(table)
+        except StateError:
             self._lock.close()
-            raise StateError(f"{folder / 'state.sqlite'} cannot be used: {error}; move it to begin anew") from error
+            raise
 
     def close(self) -> None:
-        with self._mutex:
-            self._db.close()
-            self._lock.close()
+        self.database.close()
+        self._lock.close()
 
     # --- files ---
 
@@ -94,7 +87,7 @@ class State:
                 size = opened.tell()
             part.replace(target)
             row = (file_id, tenant, filename, purpose, size, int(time.time()))
-            self._run("INSERT INTO files VALUES (?, ?, ?, ?, ?, ?)", row)
+            self.database.run("INSERT INTO files VALUES (?, ?, ?, ?, ?, ?)", row)
         except BaseException as error:
             part.unlink(missing_ok=True)
             target.unlink(missing_ok=True)
@@ -106,16 +99,16 @@ class State:
         return self.folder / "files" / file_id
 
     def file(self, tenant: str, file_id: str) -> StoredFile | None:
-        rows = self._run("SELECT * FROM files WHERE id = ? AND tenant = ?", (file_id, tenant))
+        rows = self.database.run("SELECT * FROM files WHERE id = ? AND tenant = ?", (file_id, tenant))
         return StoredFile(*rows[0]) if rows else None
 
     def files(self, tenant: str) -> list[StoredFile]:
         """Newest first."""
-        rows = self._run("SELECT * FROM files WHERE tenant = ? ORDER BY created_at DESC, rowid DESC", (tenant,))
+        rows = self.database.run("SELECT * FROM files WHERE tenant = ? ORDER BY created_at DESC, rowid DESC", (tenant,))
         return [StoredFile(*row) for row in rows]
 
     def delete_file(self, file_id: str) -> None:
-        self._run("DELETE FROM files WHERE id = ?", (file_id,))
+        self.database.run("DELETE FROM files WHERE id = ?", (file_id,))
         self.path(file_id).unlink(missing_ok=True)
 
     def free_bytes(self) -> int:
@@ -124,29 +117,29 @@ class State:
     # --- batches ---
 
     def save_batch(self, batch_id: str, tenant: str, created_at: int, body: bytes) -> None:
-        self._run("INSERT OR REPLACE INTO batches VALUES (?, ?, ?, ?)", (batch_id, tenant, created_at, body))
+        self.database.run("INSERT OR REPLACE INTO batches VALUES (?, ?, ?, ?)", (batch_id, tenant, created_at, body))
 
     def batch(self, tenant: str, batch_id: str) -> bytes | None:
-        rows = self._run("SELECT body FROM batches WHERE id = ? AND tenant = ?", (batch_id, tenant))
+        rows = self.database.run("SELECT body FROM batches WHERE id = ? AND tenant = ?", (batch_id, tenant))
         return rows[0][0] if rows else None
 
     def batches(self, tenant: str | None = None) -> list[bytes]:
         """Newest first; of all tenants where none is named."""
         where, values = ("", ()) if tenant is None else (" WHERE tenant = ?", (tenant,))
-        return [body for (body,) in self._run(f"SELECT body FROM batches{where} ORDER BY rowid DESC", values)]
+        return [body for (body,) in self.database.run(f"SELECT body FROM batches{where} ORDER BY rowid DESC", values)]
 
     def add_answer(self, batch_id: str, line: int, good: bool, body: bytes) -> None:
-        self._run("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)", (batch_id, line, good, body))
+        self.database.run("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)", (batch_id, line, good, body))
 
     def answered(self, batch_id: str) -> dict[int, bool]:
         """Which lines have an answer, and whether it is a good one."""
-        rows = self._run("SELECT line, good FROM answers WHERE batch = ?", (batch_id,))
+        rows = self.database.run("SELECT line, good FROM answers WHERE batch = ?", (batch_id,))
         return {line: bool(good) for line, good in rows}
 
     def answers(self, batch_id: str, good: bool) -> Iterator[bytes]:
         """In the order of their lines, a thousand at a time."""
         last = -1
-        while rows := self._run(
+        while rows := self.database.run(
             "SELECT line, body FROM answers WHERE batch = ? AND good = ? AND line > ? ORDER BY line LIMIT 1000",
             (batch_id, good, last),
         ):
@@ -154,14 +147,7 @@ class State:
             last = rows[-1][0]
 
     def drop_answers(self, batch_id: str) -> None:
-        self._run("DELETE FROM answers WHERE batch = ?", (batch_id,))
-
-    def _run(self, statement: str, values: Iterable[Any]) -> list[Any]:
-        with self._mutex:
-            try:
-                return self._db.execute(statement, tuple(values)).fetchall()
-            except sqlite3.Error as error:
-                raise StateError(f"{self.folder / 'state.sqlite'}: {error}") from error
+        self.database.run("DELETE FROM answers WHERE batch = ?", (batch_id,))
 
 
 def check_name(filename: str) -> str:

@@ -96,7 +96,7 @@ def _tokenize(serving: Serving, body: TokenizeRequest, ignored: Ignored) -> Toke
         ignored.note("content")
     if (text is None) == (body.messages is None):
         raise RequestError("give either prompt (a string) or messages", param="prompt")
-    wanted = body.add_special_tokens if body.add_special is None else body.add_special
+    wanted = _adds_special(body)
     parse_special = body.parse_special is not False
     if body.messages is not None:
         template, messages = conversation(serving.template, body.messages, ignored)
@@ -104,9 +104,23 @@ def _tokenize(serving: Serving, body: TokenizeRequest, ignored: Ignored) -> Toke
         ids = tokenizer.encode(text, add_special=bool(wanted), parse_special=parse_special)
     else:
         assert text is not None
+        if body.add_generation_prompt is not None:
+            ignored.note("add_generation_prompt", "is for messages and has no effect on a text")
         ids = tokenizer.encode(text, add_special=wanted is not False, parse_special=parse_special)
     strings = [tokenizer.token_text(token) for token in ids] if body.return_token_strs else None
     return TokenizeAnswer(len(ids), serving.context_tokens, ids, strings)
+
+
+def _adds_special(body: TokenizeRequest) -> bool | None:
+    """vLLM's name, or llama.cpp's. RequestError where they contradict each other."""
+    names = body.add_special_tokens, body.add_special
+    if None not in names and names[0] != names[1]:
+        said = [str(value).lower() for value in names]
+        raise RequestError(
+            f"add_special_tokens is {said[0]} and add_special is {said[1]}; they mean the same, give one",
+            param="add_special",
+        )
+    return names[1] if names[0] is None else names[0]
 
 
 def _info(serving: Serving) -> dict[str, Any]:

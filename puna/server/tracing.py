@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from puna import __version__
 from puna.errors import InputError
+from puna.server.asked import NO_STATUS
 
 if TYPE_CHECKING:
     from starlette.datastructures import Headers
@@ -77,7 +78,7 @@ def _attributes(asked: Asked, operation: str, model: str) -> dict[str, Any]:
     attributes: dict[str, Any] = {
         "http.request.method": asked.method,
         "url.path": asked.path,
-        "http.response.status_code": asked.status,
+        "http.response.status_code": asked.status or NO_STATUS,
         "gen_ai.operation.name": operation,
         "gen_ai.provider.name": "puna",
         "gen_ai.request.model": model,
@@ -95,7 +96,7 @@ def _attributes(asked: Asked, operation: str, model: str) -> dict[str, Any]:
     if params.max_tokens is not None:
         attributes["gen_ai.request.max_tokens"] = params.max_tokens
     if params.seed is not None:
-        attributes["gen_ai.request.seed"] = params.seed
+        attributes["gen_ai.request.seed"] = params.seed - (1 << 64) * (params.seed >= 1 << 63)  # spans have signed ones
     if asked.first_token_s is not None:
         attributes["gen_ai.response.time_to_first_chunk"] = asked.first_token_s
     if asked.tenant is not None:

@@ -31,11 +31,11 @@ class ServerProcess:
     own_state: tempfile.TemporaryDirectory[str] | None = None  # goes when this does
 
     @classmethod
-    def start(cls, *arguments: str, env: dict[str, str] | None = None) -> ServerProcess:
+    def start(cls, *arguments: str, env: dict[str, str] | None = None, port: int = 0) -> ServerProcess:
         own_state = tempfile.TemporaryDirectory()  # those of one name would share one folder
         given = "--state" in arguments
         state = [] if given else ["--state", own_state.name]
-        command = [sys.executable, "-m", "puna.cli.main", "serve", *arguments, *state, "--port", "0"]
+        command = [sys.executable, "-m", "puna.cli.main", "serve", *arguments, *state, "--port", str(port)]
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

@@ -172,6 +172,22 @@ def test_a_line_that_is_refused_is_in_the_error_file_with_its_reason(served: Ser
         assert set(answers(client, batch.output_file_id)) == {"c0"}
 
 
+def test_names_in_a_line_that_nobody_reads_are_named_in_its_answer(served: ServerProcess) -> None:
+    lines = [line(0, nonsense=1) | {"when": "now"}, line(1)]
+    with client_of(served) as client:
+        found = answers(client, wait(client, submit(client, jsonl(lines)).id).output_file_id)
+    assert found["c0"]["response"]["puna-ignored"] == "when, nonsense"
+    assert "puna-ignored" not in found["c1"]["response"]
+
+
+def test_files_are_listed_in_the_order_that_is_asked_for(served: ServerProcess) -> None:
+    with client_of(served) as client:
+        made = [client.files.create(file=(name, b"{}"), purpose="batch").id for name in ("a", "b")]
+        listed = {order: [one.id for one in client.files.list(order=order, limit=1000)] for order in ("asc", "desc")}
+    assert listed["desc"][:2] == made[::-1]
+    assert listed["asc"] == listed["desc"][::-1]
+
+
 @pytest.mark.parametrize(
     ("content", "code"),
     [
@@ -267,6 +283,9 @@ def test_forms_that_are_none_are_refused(served: ServerProcess) -> None:
     cases: list[tuple[int, dict[str, Any]]] = [
         (415, {"json": {"purpose": "batch"}}),
         (400, {"data": {"purpose": "batch"}, "files": {"other": b"x"}}),
+        (400, {"data": {"purpose": "batch", "expires_after[seconds]": "9"}, "files": {"file": ("x", b"x")}}),
+        (400, {"data": {"purpose": ["batch", "batch"]}, "files": {"file": ("x", b"x")}}),
+        (415, {"data": {"purpose": "batch"}, "files": {"file": ("x", b"x")}, "headers": {"content-encoding": "gzip"}}),
         (400, {"data": {"purpose": "fine-tune"}, "files": {"file": b"x"}}),
         (400, {"content": b"no form", "headers": {"content-type": "multipart/form-data; boundary=x"}}),
         (400, {"content": b"no form", "headers": {"content-type": "multipart/form-data"}}),
@@ -275,5 +294,7 @@ def test_forms_that_are_none_are_refused(served: ServerProcess) -> None:
         response = httpx.post(url, **arguments)
         assert response.status_code == status, response.text
         assert response.json()["error"]["type"] == "invalid_request_error"
+    further = httpx.post(url, data={"purpose": "batch", "colour": "red"}, files={"file": ("x", b"x")})
+    assert (further.status_code, further.headers["puna-ignored"]) == (200, "colour")
     assert httpx.get(f"{url}/file-nothing").status_code == 404
     assert httpx.get(f"{url}/..%2F..%2Fetc/content").status_code == 404

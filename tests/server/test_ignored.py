@@ -33,6 +33,32 @@ STRANGE: list[tuple[str, dict[str, Any], list[str]]] = [
 ]
 
 
+# The same of names that are known, and of no use where they stand.
+UNUSED: list[tuple[str, dict[str, Any], list[str]]] = [
+    ("/tokenize", {"prompt": "hi", "add_generation_prompt": True}, ["add_generation_prompt"]),
+    (
+        "/v1/messages/count_tokens",
+        {"messages": CHAT["messages"], "temperature": 0, "stop_token_ids": [3]},
+        ["temperature", "stop_token_ids"],
+    ),
+    (
+        "/v1/responses/input_tokens",
+        {"input": "hi", "seed": 3, "max_output_tokens": 4, "store": True},
+        ["max_output_tokens", "seed", "store"],
+    ),
+    (
+        "/v1/chat/completions",
+        {**CHAT, "messages": [*CHAT["messages"], {"role": "user", "content": "hi", "name": "ann"}]},
+        ["messages[1].name"],
+    ),
+    (
+        "/v1/messages",
+        {**CHAT, "messages": [{"role": "user", "content": [{"type": "text", "text": "hi", "citations": [1]}]}]},
+        ["messages[0].content[0].citations"],
+    ),
+]
+
+
 @pytest.fixture(scope="module")
 def strict_server(tiny_model: Path) -> Iterator[ServerProcess]:
     running = ServerProcess.start(str(tiny_model), "--name", "tiny", "--backend", "reference", "--strict")
@@ -57,6 +83,40 @@ def test_a_strict_server_refuses_them(
     assert response.status_code == 400
     assert response.json()["error"]["code"] == "unknown_parameter"
     assert response.json()["error"]["param"] == names[0]
+
+
+@pytest.mark.parametrize(("path", "body", "names"), UNUSED)
+def test_what_is_known_and_has_no_effect_is_named_or_refused_too(
+    server: ServerProcess, strict_server: ServerProcess, path: str, body: dict[str, Any], names: list[str]
+) -> None:
+    response = server.post(path, body)
+    assert response.status_code == 200
+    assert sorted(response.headers[HEADER].split(", ")) == sorted(names)
+    refused = strict_server.post(path, body)
+    assert refused.status_code == 400
+    if path.startswith("/v1/messages"):
+        assert any(name in refused.text for name in names)
+    else:
+        error = refused.json()["error"]
+        assert error["code"] == "unused_parameter"
+        assert error["param"] in names
+
+
+def test_names_in_the_address_are_heard_or_named(server: ServerProcess, strict_server: ServerProcess) -> None:
+    for path, known in {
+        "/v1/files": "order=asc&purpose=batch&limit=5",
+        "/v1/batches": "limit=5",
+        "/v1/responses/resp_x/input_items": "order=asc&limit=5&include[]=a&include[]=b",
+    }.items():
+        assert HEADER not in server.get(f"{path}?{known}").headers
+        assert server.get(f"{path}?{known}&colour=red").headers[HEADER] == "?colour"
+        assert strict_server.get(f"{path}?{known}&colour=red").json()["error"]["param"] == "?colour"
+        twice = server.get(f"{path}?limit=1&limit=2")
+        assert (twice.status_code, twice.json()["error"]["param"]) == (400, "limit")
+    assert server.get("/v1/files?order=sideways").json()["error"]["param"] == "order"
+    assert server.post("/v1/completions?temperature=0", TEXT).headers[HEADER] == "?temperature"
+    assert HEADER not in server.post("/v1/messages?beta=true", CHAT).headers
+    assert strict_server.post("/v1/messages?beta=true", CHAT).status_code == 200
 
 
 def test_what_is_known_is_not_in_the_header(server: ServerProcess, strict_server: ServerProcess) -> None:

@@ -109,6 +109,77 @@ def test_options_inside_options_that_nobody_reads_are_named(server: ServerProces
     assert response.headers["puna-ignored"] == f"{outer}.{next(iter(inner))}"
 
 
+BODIES: dict[str, tuple[type, dict[str, Any]]] = {
+    "/v1/chat/completions": (ChatRequest, {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1}),
+    "/v1/completions": (CompletionRequest, {"prompt": "x", "max_tokens": 1}),
+    "/v1/responses": (responses.ResponsesRequest, {"input": "x", "max_output_tokens": 1}),
+    "/v1/responses/input_tokens": (responses.ResponsesRequest, {"input": "x"}),
+    "/v1/messages": (messages.MessagesRequest, {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1}),
+    "/v1/messages/count_tokens": (messages.Asked, {"messages": [{"role": "user", "content": "x"}]}),
+    "/tokenize": (TokenizeRequest, {"prompt": "x"}),
+}
+# The page says of these that they change nothing.
+WITHOUT_EFFECT = {"cache_control", "prompt_cache_options"}
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_a_feature_that_is_not_here_is_refused_wherever_its_field_is_known(server: ServerProcess, path: str) -> None:
+    kind, body = BODIES[path]
+    off = [
+        field.name for field in msgspec.structs.fields(kind) if field.type is Any and field.name not in WITHOUT_EFFECT
+    ]
+    assert len(off) >= 5
+    for name in off:
+        answer = server.post(path, {**body, name: {"asks": "for something"}})
+        assert (answer.status_code, answer.json()["error"].get("param", name)) == (400, name), (name, answer.text)
+
+
+# What contradicts itself, and the field that the refusal names.
+CONTRADICTIONS: list[tuple[str, dict[str, Any], str]] = [
+    ("/tokenize", {"prompt": "x", "add_special": True, "add_special_tokens": False}, "add_special"),
+    (
+        "/v1/completions",
+        {"prompt": "x", "stream": True, "stream_options": {"continuous_usage_stats": True, "include_usage": False}},
+        "stream_options.continuous_usage_stats",
+    ),
+    ("/v1/completions", {"prompt": "x", "max_tokens": 0, "echo": True, "min_tokens": 1}, "min_tokens"),
+    (
+        "/v1/responses",
+        {"input": "x", "truncation": "disabled", "truncate_prompt_tokens": -1},
+        "truncate_prompt_tokens",
+    ),
+    ("/v1/responses", {"input": "x", "truncation": "auto", "truncate_prompt_tokens": 5}, "truncate_prompt_tokens"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "param"), CONTRADICTIONS)
+def test_fields_that_contradict_each_other_are_refused(
+    server: ServerProcess, path: str, body: dict[str, Any], param: str
+) -> None:
+    answer = server.post(path, body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+def test_two_names_for_one_thing_that_agree_are_fine(server: ServerProcess) -> None:
+    body = {"prompt": "x", "add_special": False, "add_special_tokens": False}
+    assert server.post("/tokenize", body).status_code == 200
+    cut = {"input": "x", "max_output_tokens": 1, "truncation": "auto", "truncate_prompt_tokens": -1}
+    assert server.post("/v1/responses", cut).status_code == 200
+
+
+def test_an_input_that_would_be_cut_is_counted_as_it_would_be_read(server: ServerProcess) -> None:
+    """The last question stays, of the turns before it what there is room for."""
+    turns: list[Any] = [{"role": "user", "content": "x" * 150}, {"role": "assistant", "content": "y"}] * 3
+    body = {"input": [*turns, {"role": "user", "content": "what?"}]}
+    cut = {**body, "truncation": "auto", "max_output_tokens": 20}
+    whole = server.post("/v1/responses/input_tokens", body)
+    counted = server.post("/v1/responses/input_tokens", cut)
+    assert "puna-ignored" not in counted.headers
+    assert whole.json()["input_tokens"] > 256 > counted.json()["input_tokens"]
+    answer = server.post("/v1/responses", cut)
+    assert answer.json()["usage"]["input_tokens"] == counted.json()["input_tokens"]
+
+
 def test_the_page_has_every_path_and_every_metric(server: ServerProcess) -> None:
     paths = server.get("/openapi.json").json()["paths"]
     assert len(paths) > 20

@@ -8,8 +8,6 @@ from typing import Any
 import openai
 import pytest
 
-from puna.server.responses.shapes import Response
-from puna.server.responses.store import ResponseStore, Stored
 from tests.server.process import ServerProcess
 
 ASKED: dict[str, Any] = {"model": "tiny", "input": "hello llama", "max_output_tokens": 12, "temperature": 20.0}
@@ -104,6 +102,9 @@ def test_a_stored_response_can_be_read_and_forgotten(client: openai.OpenAI) -> N
     assert client.responses.retrieve(made.id).to_dict() == made.to_dict()
     items = list(client.responses.input_items.list(made.id))
     assert [(item.role, item.content[0].text) for item in items] == [("user", "hello llama")]  # type: ignore[union-attr]
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.responses.input_items.list(made.id, after="msg_nothing")
+    assert caught.value.param == "after"
     client.responses.delete(made.id)
     for ask in (client.responses.retrieve, client.responses.delete, client.responses.input_items.list):
         with pytest.raises(openai.NotFoundError):
@@ -213,58 +214,3 @@ def test_a_server_told_to_store_nothing_says_so(tiny_model: Path) -> None:
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "store")
     finally:
         running.kill()
-
-
-def some(name: str, text: str) -> Stored:
-    response = Response(
-        id=name,
-        created_at=0,
-        status="completed",
-        instructions=None,
-        max_output_tokens=None,
-        model="m",
-        output=[],
-        previous_response_id=None,
-        store=True,
-        temperature=1,
-        top_logprobs=0,
-        top_p=1,
-        truncation="disabled",
-        user=None,
-        metadata={},
-        system_fingerprint="",
-    )
-    return Stored(response, [{"role": "user", "content": text}], 0)
-
-
-@pytest.fixture
-def store() -> ResponseStore:
-    return ResponseStore(10_000, 5)
-
-
-def test_the_store_stays_within_its_count_and_forgets_what_was_not_used(store: ResponseStore) -> None:
-    for number in range(5):
-        store.put("me", some(f"r{number}", "x"))
-    assert store.get("me", "r0") is not None
-    store.put("me", some("r5", "x"))
-    assert [store.get("me", f"r{n}") is not None for n in range(6)] == [True, False, True, True, True, True]
-
-
-def test_the_store_stays_within_its_bytes(store: ResponseStore) -> None:
-    for number in range(5):
-        store.put("me", some(f"r{number}", "x" * 4000))
-        assert store.bytes <= 10_000
-    assert len(store) == 2
-    store.put("me", some("huge", "x" * 20_000))
-    assert store.get("me", "huge") is None
-    assert len(store) == 2
-    assert store.delete("me", "r4")
-    assert store.delete("me", "r3")
-    assert (store.bytes, len(store)) == (0, 0)
-
-
-def test_nobody_finds_what_another_has_stored(store: ResponseStore) -> None:
-    store.put("me", some("r", "x"))
-    assert store.get("you", "r") is None
-    assert not store.delete("you", "r")
-    assert store.get("me", "r") is not None

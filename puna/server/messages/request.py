@@ -12,7 +12,7 @@ import msgspec
 from puna.engine.params import SamplingParams
 from puna.server.errors import RequestError
 from puna.server.ignored import Ignored
-from puna.server.requests import Drawing, refuse_off_values
+from puna.server.requests import Drawing, note_unused, refuse_off_values
 from puna.server.sampling import given
 from puna.server.structure import TextFormat
 
@@ -77,6 +77,12 @@ def check(body: Asked) -> None:
         )
 
 
+def check_count(body: Asked, ignored: Ignored) -> None:
+    """As `check`, where tokens are counted only: what says how to answer is named in `ignored`."""
+    check(body)
+    note_unused(body, ("model", "messages", "system", "cache_control"), OFF_VALUES, ignored)
+
+
 def params_of(body: MessagesRequest) -> SamplingParams:
     asked = body.output_config.format if body.output_config else None
     wanted = given(body, output_config__format=asked, output_format=body.output_format)
@@ -125,5 +131,7 @@ def _text(where: str, content: Any, ignored: Ignored) -> str:
             )
         for name in block.keys() - _BLOCK_FIELDS:
             ignored.note(f"{at}.{name}")
+        if block.get("citations"):
+            ignored.note(f"{at}.citations", "has no effect on a text")
         texts.append(block["text"])
     return "\n".join(texts)

@@ -15,13 +15,14 @@ from puna.server.body import read
 from puna.server.conversation import converse
 from puna.server.delivery import StreamedAnswer, WholeAnswer, Wire, json_response, typed_frame
 from puna.server.endpoints import new_heading, truncation_header
-from puna.server.messages.request import Asked, MessagesRequest, check, messages_of, params_of
+from puna.server.messages.request import Asked, MessagesRequest, check, check_count, messages_of, params_of
 from puna.server.messages.shapes import anthropic_error
 from puna.server.messages.stream import message_events, whole_message
 from puna.server.prompts import conversation
 from puna.server.serving import Serving
 
 PATH = "/v1/messages"
+_QUERY = ("beta",)  # Anthropic's clients say so where they use names that are not settled; here all are the same
 _WIRE = Wire(anthropic_error, frame=typed_frame, end=b"")
 
 
@@ -40,7 +41,9 @@ def message_routes(serving: Serving) -> APIRouter:
 
 
 async def _create(serving: Serving, request: Request) -> Response:
-    body, ignored = await read(request, MessagesRequest, serving.max_body_bytes, strict=serving.strict)
+    body, ignored = await read(
+        request, MessagesRequest, serving.max_body_bytes, strict=serving.strict, unread_query=_QUERY
+    )
     serving.check_model(body.model)
     check(body)
     params = params_of(body)
@@ -56,9 +59,9 @@ async def _create(serving: Serving, request: Request) -> Response:
 
 
 async def _count(serving: Serving, request: Request) -> Response:
-    body, ignored = await read(request, Asked, serving.max_body_bytes, strict=serving.strict)
+    body, ignored = await read(request, Asked, serving.max_body_bytes, strict=serving.strict, unread_query=_QUERY)
     serving.check_model(body.model)
-    check(body)
+    check_count(body, ignored)
     messages, prefill = messages_of(body, ignored)
 
     def count() -> int:

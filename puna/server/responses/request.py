@@ -12,7 +12,7 @@ import msgspec
 from puna.engine.params import SamplingParams
 from puna.server.errors import RequestError
 from puna.server.ignored import Ignored
-from puna.server.requests import Drawing, refuse_off_values
+from puna.server.requests import Drawing, note_unused, refuse_off_values
 from puna.server.sampling import given
 from puna.server.structure import TextFormat
 
@@ -29,6 +29,8 @@ _EMPTY_INCLUDES = {
     "computer_call_output.output.image_url",
     "code_interpreter_call.outputs",
 }
+# What an input's tokens depend on, and what was checked to ask for nothing.
+_COUNTED = ("model", "input", "instructions", "previous_response_id", "truncation", "text", "reasoning")
 _TEXT_PARTS = ("input_text", "output_text", "text")
 _ITEM_FIELDS = {"type", "role", "content", "id", "status", "phase"}
 _PART_FIELDS = {"type", "text", "annotations", "logprobs"}
@@ -109,6 +111,14 @@ def check(body: ResponsesRequest, ignored: Ignored) -> None:
         raise _unsupported("include_obfuscation is not supported; leave it out", "stream_options.include_obfuscation")
     if body.truncation not in (None, "auto", "disabled"):
         raise RequestError(f"truncation is {body.truncation[:40]!r}; allowed: auto, disabled", param="truncation")
+    if body.truncate_prompt_tokens is not None and (
+        body.truncation == "disabled" or (body.truncation == "auto" and body.truncate_prompt_tokens != -1)
+    ):
+        raise RequestError(
+            f"truncation is {body.truncation!r} and truncate_prompt_tokens is {body.truncate_prompt_tokens}, which is "
+            "something else; give one",
+            param="truncate_prompt_tokens",
+        )
     if body.top_logprobs is not None and not 0 <= body.top_logprobs <= 20:
         raise RequestError(f"top_logprobs is {body.top_logprobs}; allowed: 0 to 20", param="top_logprobs")
     for name in body.include or ():
@@ -123,6 +133,18 @@ def check(body: ResponsesRequest, ignored: Ignored) -> None:
             f"{MAX_METADATA_CHARS}",
             param="metadata",
         )
+
+
+def check_count(body: ResponsesRequest, ignored: Ignored) -> None:
+    """As `check`, where tokens are counted only: what says how to answer is named in `ignored`."""
+    check(body, ignored)
+    cutting = ("truncate_prompt_tokens", "max_output_tokens", "min_tokens") if is_cut(body) else ()
+    note_unused(body, (*_COUNTED, *cutting), OFF_VALUES, ignored)
+
+
+def is_cut(body: ResponsesRequest) -> bool:
+    """Whether an input that is too long is to be cut."""
+    return body.truncation == "auto" or body.truncate_prompt_tokens is not None
 
 
 def wants_logprobs(body: ResponsesRequest) -> bool:

@@ -1,24 +1,33 @@
-"""Stored responses, in memory: to be read again, and to go on from (`previous_response_id`).
+"""Stored responses: to be read again, and to go on from (`previous_response_id`). They outlive the server where its
+database does.
 
 Bounded by count and bytes; what was not used for the longest time gives way. A response belongs to whoever asked for
-it: nobody else finds it. It knows nothing of HTTP, and a restart forgets all of it.
+it: nobody else finds it. It knows nothing of HTTP. Calls block for a moment: use them from a thread.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from dataclasses import dataclass
+import logging
+import threading
 from typing import Any
 
 import msgspec
 
+from puna.server.database import Database, StateError
 from puna.server.responses.shapes import Response
 
 MAX_RESPONSES = 10_000
+# `used`: rows in the order in which they were asked for last.
+_TABLES = (
+    "CREATE TABLE IF NOT EXISTS responses "
+    "(tenant TEXT, id TEXT, used INTEGER, bytes INTEGER, body BLOB, PRIMARY KEY (tenant, id))",
+    "CREATE INDEX IF NOT EXISTS responses_by_use ON responses (used, bytes)",
+)
+
+log = logging.getLogger("puna.server")
 
 
-@dataclass(frozen=True)
-class Stored:
+class Stored(msgspec.Struct, frozen=True):
     """`conversation`: all messages up to and with the answer, without instructions. `own`: from which of them on they
     were this request's input."""
 
@@ -32,38 +41,78 @@ class Stored:
 
 
 class ResponseStore:
-    """`max_bytes` 0 stores nothing."""
+    """`max_bytes` 0 stores nothing. What `database` holds beyond the bounds gives way at once."""
 
-    def __init__(self, max_bytes: int, max_responses: int = MAX_RESPONSES) -> None:
+    def __init__(self, database: Database, max_bytes: int, max_responses: int = MAX_RESPONSES) -> None:
         self.max_bytes = max_bytes
         self.max_responses = max_responses
-        self.bytes = 0
-        self._stored: OrderedDict[tuple[str, str], tuple[Stored, int]] = OrderedDict()
+        self._database = database
+        self._mutex = threading.Lock()  # of the figures here, and between statements that belong together
+        for table in _TABLES:
+            database.run(table)
+        ((self._count, self.bytes, self._uses),) = database.run(
+            "SELECT count(*), coalesce(sum(bytes), 0), coalesce(max(used), 0) FROM responses"
+        )
+        self._make_room()
 
     def __len__(self) -> int:
-        return len(self._stored)
+        return int(self._count)
 
-    def put(self, owner: str, stored: Stored) -> None:
-        """What is larger than all that may be stored is not."""
-        size = len(msgspec.json.encode([stored.response, stored.conversation]))
-        if size > self.max_bytes:
-            return
-        self._stored[owner, stored.response.id] = (stored, size)
-        self.bytes += size
-        while self.bytes > self.max_bytes or len(self._stored) > self.max_responses:
-            _, (_, freed) = self._stored.popitem(last=False)
-            self.bytes -= freed
+    @property
+    def outlives(self) -> bool:
+        """Whether what is stored is still there after a restart."""
+        return self._database.path is not None
+
+    def put(self, owner: str, stored: Stored) -> bool:
+        """Whether it is stored: what is larger than all that may be is not. StateError where it cannot be written."""
+        body = msgspec.json.encode(stored)
+        if len(body) > self.max_bytes:
+            return False
+        with self._mutex:
+            row = (owner, stored.response.id, self._next_use(), len(body), body)
+            self._database.run("INSERT INTO responses VALUES (?, ?, ?, ?, ?)", row)
+            self._count += 1
+            self.bytes += len(body)
+            self._make_room()
+        return True
 
     def get(self, owner: str, name: str) -> Stored | None:
-        found = self._stored.get((owner, name))
-        if found is None:
+        rows = self._database.run("SELECT body FROM responses WHERE tenant = ? AND id = ?", (owner, name))
+        if not rows:
             return None
-        self._stored.move_to_end((owner, name))
-        return found[0]
+        try:
+            stored = msgspec.json.decode(rows[0][0], type=Stored)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            log.warning("the stored response %s cannot be read and is left out: %s", name, error)
+            self.delete(owner, name)
+            return None
+        with self._mutex:
+            use = self._next_use()
+        try:
+            self._database.run("UPDATE responses SET used = ? WHERE tenant = ? AND id = ?", (use, owner, name))
+        except StateError as error:  # a full disk: it can be read even so
+            log.warning("the use of the stored response %s is not written down: %s", name, error)
+        return stored
 
     def delete(self, owner: str, name: str) -> bool:
-        """Whether it was there."""
-        found = self._stored.pop((owner, name), None)
-        if found is not None:
-            self.bytes -= found[1]
-        return found is not None
+        """Whether it was there. Its text is in no file afterwards."""
+        with self._mutex:
+            rows = self._database.run("SELECT rowid, bytes FROM responses WHERE tenant = ? AND id = ?", (owner, name))
+            self._remove(rows)
+        if rows:
+            self._database.forget()
+        return bool(rows)
+
+    def _make_room(self) -> None:
+        while self._count and (self.bytes > self.max_bytes or self._count > self.max_responses):
+            self._remove(self._database.run("SELECT rowid, bytes FROM responses ORDER BY used LIMIT 1"))
+
+    def _remove(self, rows: list[Any]) -> None:
+        for row, size in rows:
+            self._database.run("DELETE FROM responses WHERE rowid = ?", (row,))
+            self._count -= 1
+            self.bytes -= size
+
+    def _next_use(self) -> int:
+        self._uses += 1
+        return int(self._uses)

@@ -7,7 +7,7 @@ It knows that order; it knows nothing of HTTP, the engine or where responses are
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 
 
 class ResponseStream:
-    """One response while it is written. `done` is told the whole of it just before its reader is."""
+    """One response while it is written. `done` is told the whole of it just before its reader is, and gives what the
+    reader is told."""
 
     def __init__(
         self,
@@ -50,7 +51,7 @@ class ResponseStream:
         opening: Response,
         item_id: str,
         tokenizer: Tokenizer,
-        done: Callable[[Response], None],
+        done: Callable[[Response], Awaitable[Response]],
     ) -> None:
         self._conversation = conversation
         self._opening = opening
@@ -91,7 +92,7 @@ class ResponseStream:
         yield TextDoneEvent(sequence_number=self._next(), item_id=self._item_id, text=part.text, logprobs=part.logprobs)
         yield PartEvent("response.content_part.done", self._next(), self._item_id, part)
         yield ItemEvent("response.output_item.done", self._next(), item)
-        self._done(whole)
+        whole = await self._done(whole)
         yield ResponseEvent(f"response.{whole.status}", self._next(), whole)
 
     def failed(self, failure: HttpFailure) -> ResponseEvent:
