@@ -43,6 +43,9 @@ def test_the_smallest_range_that_holds_it_is_split_and_the_lowest_is_taken() -> 
     assert not buddy.has_room(2048)
     assert buddy.has_room(1024)
     assert buddy.free_units == 15700 - 7 * 2048
+    for offset in (8192, 0):  # whose other halves are taken
+        buddy.free(offset)
+    assert buddy.allocate(2000) == 0
 
 
 def test_a_range_is_given_back_once_and_at_its_beginning() -> None:

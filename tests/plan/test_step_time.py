@@ -56,7 +56,7 @@ def vidur(tmp_path: Path, name: str = "a100_x.csv.gz") -> Path:
     columns = ["time_stats.emb.median", *(f"time_stats.{each}.median" for each in (*_ONCE, "add"))]
     head = ",".join([*columns, "n_head", "n_kv_head", "n_embd", "num_tokens", "num_tensor_parallel_workers"])
     rows = [
-        ",".join(["1.0", *["0.1"] * 8, "0.05", "32", "32", "4096", tokens, workers])
+        ",".join([workers, *["0.1"] * 8, "0.05", "32", "32", "4096", tokens, workers])
         for tokens, workers in (("8", "1"), ("1", "1"), ("8", "2"))
     ]
     file = tmp_path / name
