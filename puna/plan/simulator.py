@@ -103,7 +103,8 @@ class Simulator:
         for sequence in (*step.shed, *step.impossible):
             self._leave(sequence, "given up while it waited")
         if not step.rows:
-            return bool(step.shed or step.impossible)
+            self.now += self._step_time.seconds(step) if step.moves else 0.0
+            return bool(step.shed or step.impossible or step.preempted or step.moves)
         seconds = self._step_time.seconds(step)
         moment = Moment(self.now, seconds, step, self._scheduler, self._ended)
         self.now += seconds
