@@ -167,6 +167,7 @@ def _print(runs: list[PolicyRun], what: str) -> None:
         "prompt tokens from the cache": lambda run: f"{run.figures.cached_tokens:,}",
         "batch, share of the pool": lambda run: f"{run.batch:.1f}, {run.used:.0%}",
         "longest queue": lambda run: f"{run.longest_queue:,}",
+        "service apart, tokens/s: most, mean": lambda run: _apart(run),
         "preemptions": lambda run: f"{run.figures.preemptions:,}",
     }
     for name, cell in rows.items():
@@ -182,8 +183,16 @@ def _print(runs: list[PolicyRun], what: str) -> None:
 
 
 def _seconds(times: Times | None, which: str, scale: float = 1.0) -> str:
-    return "-" if times is None else f"{scale * float(getattr(times, which)):,.3g}"
+    return "-" if times is None else _number(scale * float(getattr(times, which)))
+
+
+def _apart(run: PolicyRun) -> str:
+    return "-" if run.difference is None else f"{run.difference.most:,.0f}, {run.difference.mean:,.0f}"
 
 
 def _both(times: Times | None) -> str:
-    return "-" if times is None else f"{times.p50:,.3g}, {times.p99:,.3g}"
+    return "-" if times is None else f"{_number(times.p50)}, {_number(times.p99)}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

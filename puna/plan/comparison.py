@@ -13,6 +13,7 @@ import msgspec
 from puna.errors import InputError
 from puna.plan.figures import SimulationFigures, figures_of
 from puna.plan.reserved_tables import RESERVATIONS, ReservedTables
+from puna.plan.service import Difference, difference, of_outcomes
 from puna.plan.simulated import Outcome, SimulatedRequest
 from puna.plan.simulator import Moment, Simulator
 from puna.plan.step_time import StepTime
@@ -25,7 +26,8 @@ MEMORIES = ("paged", *RESERVATIONS)
 
 class PolicyRun(msgspec.Struct, frozen=True, kw_only=True):
     """`clients`: figures by client, most requests first, where the trace names any. `batch`: sequences that run,
-    `used`: the share of the pool that somebody holds, both means over steps; `longest_queue`: of those that wait."""
+    `used`: the share of the pool that somebody holds, both means over steps; `longest_queue`: of those that wait;
+    `difference`: how far clients' service lies apart, where there are several and the trace is long enough."""
 
     policy: str
     figures: SimulationFigures
@@ -34,6 +36,7 @@ class PolicyRun(msgspec.Struct, frozen=True, kw_only=True):
     batch: float
     used: float
     longest_queue: int
+    difference: Difference | None
 
 
 class _Crowd:
@@ -84,5 +87,6 @@ def simulate(
         batch=crowd.running / max(1, crowd.steps),
         used=crowd.used / max(1, crowd.total),
         longest_queue=crowd.longest_queue,
+        difference=difference(of_outcomes(outcomes), max(one.request.at_s for one in outcomes)) if named else None,
     )
     return run, outcomes
