@@ -61,7 +61,7 @@ void ExpertsStep::run(const KernelTable& kernels, ThreadPool& pool, const Expert
 
 size_t ExpertsStep::scratch_bytes() const {
   return sizeof(float) * (gathered_.size() + gate_.size() + up_.size() + down_.size()) +
-         sizeof(RoundedGroup) * records_.size() + fine_.size() + wide_.size() + sizeof(uint16_t) * bf16_.size();
+         sizeof(RoundedGroup) * (records_.size() + fine_.size()) + sizeof(uint16_t) * (wide_.size() + bf16_.size());
 }
 
 // Routes every token, then sorts tokens by expert: within a group they keep their order.
@@ -121,14 +121,14 @@ void ExpertsStep::round(const Block& block, int64_t width, bool rest, RowOf row_
   const KernelTable& kernels = block.kernels;
   const int64_t groups = groups_of(width);
   const Group& last_group = groups_.back();
-  const size_t count = static_cast<size_t>((last_group.padded + padded_rows(last_group.rows)) * groups);
+  const size_t rows = static_cast<size_t>(last_group.padded + padded_rows(last_group.rows)), count = rows * static_cast<size_t>(groups);
   if (kernels.bf16) {
     bf16_.reserve((rest ? 2 : 1) * count * GROUP);
     rest_ = rest ? bf16_.data() + count * GROUP : nullptr;
   } else {
     records_.reserve(count);
-    fine_.reserve(count * GROUP);
-    wide_.reserve(count);
+    fine_.reserve(count);
+    wide_.reserve(count + rows);
   }
   block.pool.run(static_cast<int64_t>(sixteens_.size()), 1, [&](int64_t first, int64_t last, int thread) {
     for (; first < last; ++first) {
@@ -157,7 +157,7 @@ void ExpertsStep::round(const Block& block, int64_t width, bool rest, RowOf row_
 QuantizedRows ExpertsStep::rounded_rows(const Group& group, int64_t groups) const {
   const int64_t at = group.padded * groups, stride = padded_rows(group.rows);
   if (bf16_.size()) return {nullptr, nullptr, nullptr, bf16_.data() + at * GROUP, rest_ ? rest_ + at * GROUP : nullptr, group.rows, stride};
-  return {records_.data() + at, fine_.data() + at * GROUP, wide_.data() + at, nullptr, nullptr, group.rows, stride};
+  return {records_.data() + at, fine_.data() + at, wide_.data() + at + group.padded, nullptr, nullptr, group.rows, stride};
 }
 
 // Items are panels, of block after block of a group's rows, of group after group: many experts with a row each in

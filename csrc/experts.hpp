@@ -96,8 +96,8 @@ class ExpertsStep {
   Floats up_;                    // likewise
   Floats down_;                  // [rows, out_features]
   Aligned<RoundedGroup> records_;
-  Aligned<int8_t> fine_;
-  Aligned<uint8_t> wide_;
+  Aligned<RoundedGroup> fine_;
+  Aligned<uint16_t> wide_;
   Aligned<uint16_t> bf16_;
   uint16_t* rest_ = nullptr;  // in bf16_, behind the rounded rows; null where no matrix takes it
   std::vector<Own> own_;

@@ -102,18 +102,6 @@ struct Format {
     }
   }
 
-  // The same dot, without ZERO, of a group that the token holds wide: 128 times what it is, and that of the fine bytes.
-  // What it began with is of both already.
-  static inline VI widen(VI narrow, const RoundedGroup& x, const uint8_t* codes, const int8_t* fine, int run) {
-    VI more = zero_int();
-    PUNA_UNROLL for (int c = 0; c < CHUNKS; ++c) {
-      if (RUNS == 1 || run == 0) more = dot(more, low_chunk(codes, c), fine + 4 * c);
-      if (RUNS == 1 || run == 1) more = dot(more, high_chunk(codes, c), fine + 4 * c + 16);
-    }
-    const VI begun = sub_int(start(x, run), set1_int(ZERO));
-    return add_int(begun, add_int(times_128(sub_int(narrow, begun)), more));
-  }
-
   static inline Factors<RUNS> factors(const GroupPlace& place, int half) {
     Factors<RUNS> f;
     if constexpr (SHAPE.floats) {

@@ -51,8 +51,8 @@ inline TokenTile tile_of(int64_t row, int64_t rows, int64_t most) {
 // Room for the rows of a step, those that fill up tiles included.
 inline int64_t padded_rows(int64_t rows) { return (rows + 15) / 16 * 16; }
 
-// One group of 32 inputs of one row as integers (quantize.hpp): one line of the cache. A value is scale * q or, in a wide
-// group, scale * (128 * q + fine). `offset` is scale times the sum of the group's integers, `first_offset` that of the first
+// One group of 32 inputs of one row as integers (quantize.hpp): one line of the cache. A value is scale * q, and in a wide
+// group that of its fine record besides. `offset` is scale times the sum of the group's integers, `first_offset` that of the first
 // sixteen. The others are what dots with codes begin with: the path's DOT_ZERO, less as many times the sum as codes of
 // that centre have too much; `first` and `last` of sixteen with a centre of 32.
 struct alignas(64) RoundedGroup {
@@ -69,8 +69,8 @@ static_assert(sizeof(RoundedGroup) == 64);
 // tile after tile, [groups][tokens of the tile].
 struct QuantizedRows {
   RoundedGroup* groups;
-  int8_t* fine;   // [rows, groups * 32], of wide groups only
-  uint8_t* wide;  // [groups, stride]
+  RoundedGroup* fine;  // [rows, groups], of wide groups only
+  uint16_t* wide;      // [rows, groups + 1]: how many groups of the row are wide, and which
   uint16_t* bf16;  // on paths that multiply in bf16, instead of all these: [stride, groups * 32] (rounding_bf16.hpp)
   uint16_t* rest;  // what is left of each value, as bf16 again, where a matrix takes_rest; else null
   int64_t rows;

@@ -3,8 +3,8 @@
 // One lane is one output row; its sum runs over the groups of K in order, for one token or for many, so a token's
 // result never depends on who shares the batch: whatever computes a group's integer dot product, the float operations
 // that follow are the same ones in the same order. Bytes and operations a group of 32 rows x 32 inputs, q4: 640 bytes
-// read, 16 byte-dot instructions and 6 float operations a token; a group that the token holds wide (quantize.hpp)
-// takes its fine bytes in a second pass over the same weights. For many tokens, layouts that are not plain nibbles or bytes
+// read, 16 byte-dot instructions and 6 float operations a token; fine bytes of groups that the token holds wide (quantize.hpp)
+// come behind all others, as groups of their own. For many tokens, layouts that are not plain nibbles or bytes
 // are unpacked once a panel.
 #pragma once
 
@@ -17,18 +17,6 @@
 #include "simd.hpp"
 
 namespace puna::PUNA_NS {
-
-template <int TOKENS>
-static inline bool any_wide(const uint8_t* wide) {
-  uint64_t all = 0;
-  std::memcpy(&all, wide, TOKENS < 8 ? TOKENS : 8);
-  if constexpr (TOKENS > 8) {
-    uint64_t more = 0;
-    std::memcpy(&more, wide + 8, TOKENS - 8);
-    all |= more;
-  }
-  return all != 0;
-}
 
 // Four inputs of sixteen rows join the dots of TOKENS tokens.
 template <Shape SHAPE, int TOKENS>
@@ -54,38 +42,12 @@ static inline VI single_dot(const uint8_t* codes, const int8_t* q, int run) {
   return add_int(one, other);
 }
 
-// What a tile holds in registers. It lies in memory while wide groups are looked at, for otherwise the compiler would
-// hold it there all the time.
-template <int TOKENS>
-struct Held {
-  VI dots[TOKENS];
-  VF sums[TOKENS];
-};
-
-// Dots of which some are of wide groups join the sums.
-template <Shape SHAPE, int TOKENS>
-[[gnu::noinline]] static void join_wide(const LinearArgs& a, const GroupPlace& place, const RoundedGroup* x, int64_t g,
-                                        int64_t row, int half, int run, Held<TOKENS>& held) {
-  using Weights = Format<SHAPE>;
-  const int64_t groups = a.matrix->groups();
-  const uint8_t* wide = a.quantized.wide + g * a.quantized.stride + row;
-  const Factors<Weights::RUNS> factors = Weights::factors(place, half);
-  for (int t = 0; t < TOKENS; ++t) {
-    VI dot = sub_int(held.dots[t], set1_int(Weights::ZERO));
-    const int8_t* fine = a.quantized.fine + ((row + t) * groups + g) * GROUP;
-    if (wide[t]) dot = Weights::widen(dot, x[t], Weights::codes(place, half), fine, run);
-    held.sums[t] = Weights::join_plain(held.sums[t], factors, dot, x[t], run);
-  }
-}
-
-// One group joins the sums of HALVES times sixteen output rows, for TOKENS tokens; `row` is the first of them. A byte dot
-// takes longer than the dots of eight tokens: of few tokens, halves and runs go side by side.
+// One group joins the sums of HALVES times sixteen output rows, for TOKENS tokens. A byte dot takes longer than the dots of
+// eight tokens: of few tokens, halves and runs go side by side.
 template <Shape SHAPE, int TOKENS, int HALVES>
-static inline void integer_group(const LinearArgs& a, const GroupPlace& place, const RoundedGroup* x, int64_t g, int64_t row,
-                                 int half, VF (*sum)[TOKENS]) {
+static inline void integer_group(const GroupPlace& place, const RoundedGroup* x, int half, VF (*sum)[TOKENS]) {
   using Weights = Format<SHAPE>;
   constexpr int RUNS = Weights::RUNS, BESIDE = TOKENS * HALVES * RUNS <= 16 ? RUNS : 1;
-  const bool any = any_wide<TOKENS>(a.quantized.wide + g * a.quantized.stride + row);
   const uint8_t* codes[HALVES];
   PUNA_UNROLL for (int h = 0; h < HALVES; ++h) codes[h] = Weights::codes(place, half + h);
   PUNA_UNROLL for (int first = 0; first < RUNS; first += BESIDE) {
@@ -107,18 +69,22 @@ static inline void integer_group(const LinearArgs& a, const GroupPlace& place, c
     }
     PUNA_UNROLL for (int h = 0; h < HALVES; ++h)
       PUNA_UNROLL for (int b = 0; b < BESIDE; ++b) {
-        if (any) [[unlikely]] {
-          Held<TOKENS> held;
-          PUNA_UNROLL for (int t = 0; t < TOKENS; ++t) held.dots[t] = dots[h][b][t], held.sums[t] = sum[h][t];
-          join_wide<SHAPE, TOKENS>(a, place, x, g, row, half + h, first + b, held);
-          PUNA_UNROLL for (int t = 0; t < TOKENS; ++t) sum[h][t] = held.sums[t];
-        } else {
-          const Factors<RUNS> factors = Weights::factors(place, half + h);
-          PUNA_UNROLL for (int t = 0; t < TOKENS; ++t)
-            sum[h][t] = Weights::join(sum[h][t], factors, dots[h][b][t], x[t], first + b);
-        }
+        const Factors<RUNS> factors = Weights::factors(place, half + h);
+        PUNA_UNROLL for (int t = 0; t < TOKENS; ++t)
+          sum[h][t] = Weights::join(sum[h][t], factors, dots[h][b][t], x[t], first + b);
       }
   }
+}
+
+// Fine bytes of wide groups join the sums of a token, behind those of all groups.
+template <Shape SHAPE, int TOKENS>
+[[gnu::noinline]] static void join_fine(const LinearArgs& a, const uint8_t* w, int64_t row, int t, VF (*sums)[TOKENS]) {
+  const int64_t groups = a.matrix->groups();
+  const RoundedGroup* fine = a.quantized.fine + row * groups;
+  const uint16_t* wide = a.quantized.wide + row * (groups + 1);
+  VF sum[2][1] = {{sums[0][t]}, {sums[1][t]}};
+  for (int i = 1; i <= wide[0]; ++i) integer_group<SHAPE, 1, 2>(place_in<SHAPE>(w, wide[i]), fine + wide[i], 0, sum);
+  sums[0][t] = sum[0][0], sums[1][t] = sum[1][0];
 }
 
 // The codes of half a group as bytes: chunks of the first inputs, then those of the last.
@@ -132,12 +98,10 @@ static inline void unpack_codes(const uint8_t* codes, uint8_t* out) {
 
 // Likewise of sixteen tokens and two runs, eight tokens at a time; codes are unpacked once for both.
 template <Shape SHAPE>
-static inline void sixteen_of_two_runs(const LinearArgs& a, const GroupPlace& place, const RoundedGroup* x, int64_t g, int64_t row,
-                                       int half, VF* sum) {
+static inline void sixteen_of_two_runs(const GroupPlace& place, const RoundedGroup* x, int half, VF* sum) {
   using Weights = Format<SHAPE>;
   constexpr int SOME = 8;
   const Factors<2> factors = Weights::factors(place, half);
-  const bool any = any_wide<16>(a.quantized.wide + g * a.quantized.stride + row);
   alignas(64) uint8_t bytes[2 * CHUNKS * 64];
   const uint8_t* kept = bytes;
   unpack_codes<SHAPE>(Weights::codes(place, half), bytes);
@@ -149,17 +113,8 @@ static inline void sixteen_of_two_runs(const LinearArgs& a, const GroupPlace& pl
       join_chunk<SHAPE, SOME>(load_bytes(kept + 64 * c), x, 4 * c, first);
       join_chunk<SHAPE, SOME>(load_bytes(kept + 64 * (CHUNKS + c)), x, 4 * c + 16, last);
     }
-    if (any) [[unlikely]] {
-      Held<SOME> held;
-      PUNA_UNROLL for (int t = 0; t < SOME; ++t) held.dots[t] = first[t], held.sums[t] = sum[t];
-      join_wide<SHAPE, SOME>(a, place, x, g, row + at, half, 0, held);
-      PUNA_UNROLL for (int t = 0; t < SOME; ++t) held.dots[t] = last[t];
-      join_wide<SHAPE, SOME>(a, place, x, g, row + at, half, 1, held);
-      PUNA_UNROLL for (int t = 0; t < SOME; ++t) sum[t] = held.sums[t];
-    } else {
-      PUNA_UNROLL for (int t = 0; t < SOME; ++t)
-        sum[t] = Weights::join(Weights::join(sum[t], factors, first[t], x[t], 0), factors, last[t], x[t], 1);
-    }
+    PUNA_UNROLL for (int t = 0; t < SOME; ++t)
+      sum[t] = Weights::join(Weights::join(sum[t], factors, first[t], x[t], 0), factors, last[t], x[t], 1);
   }
 }
 
@@ -186,19 +141,21 @@ static inline void integer_tile(const LinearArgs& a, int64_t panel, const uint8_
         for (int64_t line = begin; line < end; line += 64) prefetch(w + g * BYTES + PREFETCH_BYTES + line);
       }
       if constexpr (TOKENS <= 4) {
-        integer_group<SHAPE, TOKENS, HALVES>(a, place, x + g * TOKENS, g, tile.first, half, sum);
+        integer_group<SHAPE, TOKENS, HALVES>(place, x + g * TOKENS, half, sum);
       } else {
         PUNA_UNROLL for (int h = 0; h < HALVES; ++h)
           if constexpr (TOKENS == 16 && SHAPE.runs == 2)
-            sixteen_of_two_runs<SHAPE>(a, place, x + g * TOKENS, g, tile.first, half + h, sum[h]);
+            sixteen_of_two_runs<SHAPE>(place, x + g * TOKENS, half + h, sum[h]);
           else
-            integer_group<SHAPE, TOKENS, 1>(a, place, x + g * TOKENS, g, tile.first, half + h, sum + h);
+            integer_group<SHAPE, TOKENS, 1>(place, x + g * TOKENS, half + h, sum + h);
       }
     }
     PUNA_UNROLL for (int h = 0; h < HALVES; ++h)
       PUNA_UNROLL for (int t = 0; t < TOKENS; ++t) sums[half + h][t] = sum[h][t];
   }
   const int64_t count = a.rows - tile.first < TOKENS ? a.rows - tile.first : TOKENS;
+  for (int t = 0; t < count; ++t)
+    if (a.quantized.wide[(tile.first + t) * (groups + 1)]) join_fine<SHAPE, TOKENS>(a, w, tile.first + t, t, sums);
   for (int64_t t = 0; t < count; ++t) store_panel(a, panel, tile.first + t, sums[0][t], sums[1][t]);
 }
 

@@ -2,11 +2,10 @@
 //
 // A group is int8 with scale max|x| / 127. A few channels of a transformer's activations are far larger than the rest;
 // a group that holds one would round its other 31 values coarsely, and such groups make most of the whole error. So a
-// group whose largest value is more than WIDE_ABOVE times the row's root mean square is wide: each value gets a second,
-// fine byte, 128 times finer than the first. What is wide depends on the token's own row alone.
+// group whose largest value is more than WIDE_ABOVE times the row's root mean square is wide: what the first bytes left is a
+// second group, 128 times finer. What is wide depends on the token's own row alone.
 //
-//   narrow  x ~ scale * q               scale = max|x| / 127
-//   wide    x ~ scale * (128 q + fine)  scale = max|x| / 127 / 128, fine in -64 .. 64
+//   x ~ scale * q, scale = max|x| / 127; of wide groups + scale / 128 * fine, fine in -64 .. 64
 #pragma once
 
 #include "kernels.hpp"
@@ -18,11 +17,26 @@ namespace puna::PUNA_NS {
 constexpr float WIDE_ABOVE = 6.0f;
 constexpr float SMALLEST_SCALE = 0x1p-126f;  // a normal number, whose inverse is finite; groups below it are zero
 
+// A group of integers, and of sums of them, with its scale.
+static inline void state_sums(RoundedGroup* to, float scale, ByteSums sums) {
+  const int32_t sum = sums.first + sums.second;
+  to->scale = scale;
+  to->offset = scale * static_cast<float>(sum);
+  to->first_offset = scale * static_cast<float>(sums.first);
+  to->from_8 = DOT_ZERO - 8 * sum;
+  to->from_16 = DOT_ZERO - 16 * sum;
+  to->from_128 = DOT_ZERO - 128 * sum;
+  to->first_from_32 = DOT_ZERO - 32 * sums.first;
+  to->last_from_32 = DOT_ZERO - 32 * sums.second;
+}
+
 static void quantize(const float* x, int64_t width, const QuantizedRows& out, int64_t row) {
   const int64_t groups = (width + GROUP - 1) / GROUP;
   const float mean_square = sum_of_squares(x, width) / static_cast<float>(width);
   const TokenTile tile = tile_of(row, out.rows, MOST_TOKENS);
   RoundedGroup* to = out.groups + tile.first * groups + (row - tile.first);
+  uint16_t* wide = out.wide + row * (groups + 1);
+  uint16_t found = 0;
   for (int64_t g = 0; g < groups; ++g, to += tile.size) {
     const int64_t left = width - g * GROUP;
     const float* values = x + g * GROUP;
@@ -33,40 +47,28 @@ static void quantize(const float* x, int64_t width, const QuantizedRows& out, in
     }
     VF low = load(values);
     VF high = load(values + LANES);
-    uint8_t wide = 0;
     if (!all_finite(low) || !all_finite(high)) [[unlikely]] {
       // What is not a number has no integer: the group's scale carries it on.
       *to = {};
       to->scale = to->offset = to->first_offset = __builtin_nanf("");
-    } else {
-      const float peak = reduce_max(max(absolute(low), absolute(high)));
-      to->scale = peak / 127.0f;
-      if (to->scale < SMALLEST_SCALE) to->scale = 0;
-      const VF inverse = set1(to->scale > 0 ? 1.0f / to->scale : 0.0f);
-      low = min(mul(low, inverse), set1(127.0f));
-      high = min(mul(high, inverse), set1(127.0f));
-      ByteSums sums = to_bytes(low, high, to->q);
-      wide = peak * peak > WIDE_ABOVE * WIDE_ABOVE * mean_square;
-      if (wide) {
-        low = mul(sub(low, round_even(low)), set1(128.0f));
-        high = mul(sub(high, round_even(high)), set1(128.0f));
-        const ByteSums fine = to_bytes(low, high, out.fine + (row * groups + g) * GROUP);
-        sums = {128 * sums.first + fine.first, 128 * sums.second + fine.second};
-        to->scale /= 128.0f;
-      }
-      const int32_t sum = sums.first + sums.second;
-      to->offset = to->scale * static_cast<float>(sum);
-      to->first_offset = to->scale * static_cast<float>(sums.first);
-      to->from_8 = DOT_ZERO - 8 * sum;
-      to->from_16 = DOT_ZERO - 16 * sum;
-      to->from_128 = DOT_ZERO - 128 * sum;
-      to->first_from_32 = DOT_ZERO - 32 * sums.first;
-      to->last_from_32 = DOT_ZERO - 32 * sums.second;
+      continue;
     }
-    // Only written where it changes: bytes of rows that other threads round lie beside it.
-    uint8_t& flag = out.wide[g * out.stride + row];
-    if (flag != wide) flag = wide;
+    const float peak = reduce_max(max(absolute(low), absolute(high)));
+    float scale = peak / 127.0f;
+    if (scale < SMALLEST_SCALE) scale = 0;
+    const VF inverse = set1(scale > 0 ? 1.0f / scale : 0.0f);
+    low = min(mul(low, inverse), set1(127.0f));
+    high = min(mul(high, inverse), set1(127.0f));
+    state_sums(to, scale, to_bytes(low, high, to->q));
+    if (peak * peak > WIDE_ABOVE * WIDE_ABOVE * mean_square) {
+      RoundedGroup* fine = out.fine + row * groups + g;
+      low = mul(sub(low, round_even(low)), set1(128.0f));
+      high = mul(sub(high, round_even(high)), set1(128.0f));
+      state_sums(fine, scale / 128.0f, to_bytes(low, high, fine->q));
+      wide[++found] = static_cast<uint16_t>(g);
+    }
   }
+  wide[0] = found;
 }
 
 }  // namespace puna::PUNA_NS

@@ -53,8 +53,8 @@ class RoundedRows {
       return rows_ = {nullptr, nullptr, nullptr, bf16_.data(), rest ? bf16_.data() + count * GROUP : nullptr, rows, padded};
     }
     records_.reserve(count);
-    fine_.reserve(count * GROUP);
-    wide_.reserve(count);
+    fine_.reserve(count);
+    wide_.reserve(count + static_cast<size_t>(padded));
     return rows_ = {records_.data(), fine_.data(), wide_.data(), nullptr, nullptr, rows, padded};
   }
 
@@ -80,8 +80,8 @@ class RoundedRows {
   };
 
   Aligned<RoundedGroup> records_;
-  Aligned<int8_t> fine_;
-  Aligned<uint8_t> wide_;
+  Aligned<RoundedGroup> fine_;
+  Aligned<uint16_t> wide_;
   Aligned<uint16_t> bf16_;
   QuantizedRows rows_{};
   int64_t groups_ = 0;
