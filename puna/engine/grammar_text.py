@@ -14,8 +14,15 @@ from puna.errors import InputError
 
 # White space between two tokens of JSON, where any is allowed: enough for a line's end and some indentation.
 WHITE_SPACE = r"[\x20\x0A\x0D\x09]{1,16}"
-# Not \uXXXX: half of a surrogate pair would be no Unicode text. Every character can be written as itself.
-ESCAPES = 'nrbtf\\"'
+
+# The library's own expressions for these formats have a 29th of February in every year, and leap seconds at any time.
+_LEAP_DAY = r"([0-9]{2}(0[48]|[2468][048]|[13579][26])|([02468][048]|[13579][26])00)-02-29"
+_MONTHS = r"02-(0[1-9]|1[0-9]|2[0-8])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|(0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])"
+_DATE = rf"({_LEAP_DAY}|[0-9]{{4}}-({_MONTHS}))"
+_TIME = "[0-9]{2}:[0-9]{2}:[0-5]"
+_PATTERNS = {"date": f"^{_DATE}$", "date-time": f"^{_DATE}[Tt]{_TIME}", "time": f"^{_TIME}"}
+_DATA = ("const", "enum", "default", "examples")  # keywords whose values are no schemas
+_NAMES = ("properties", "patternProperties", "$defs", "definitions")  # whose values are schemas by name
 
 
 def is_plain(form: StructuredOutputs) -> bool:
@@ -65,18 +72,37 @@ def _of_schema(schema: dict[str, Any], form: StructuredOutputs) -> str:
         "whitespace_flexible": False,
         "coerce_one_of": False,
         "lenient": False,
-        "json_allowed_escapes": ESCAPES,
     }
     if form.any_whitespace:
         options["whitespace_pattern"] = WHITE_SPACE
     try:
         text: str = LLMatcher.grammar_from_json_schema(
-            json.dumps({name: value for name, value in schema.items() if name != "x-guidance"}),
+            json.dumps(_tightened({name: value for name, value in schema.items() if name != "x-guidance"})),
             overrides=options,  # type: ignore[arg-type]
         )
     except ValueError as error:
         raise InputError(f"the JSON schema cannot be read: {error}", param=form.named) from None
     return text
+
+
+def _tightened(schema: Any) -> Any:
+    """With patterns beside the formats that need them."""
+    if isinstance(schema, list):
+        return [_tightened(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made: dict[str, Any] = {}
+    for name, value in schema.items():
+        if name in _NAMES and isinstance(value, dict):
+            made[name] = {key: _tightened(inner) for key, inner in value.items()}
+        else:
+            made[name] = value if name in _DATA else _tightened(value)
+    format = schema.get("format")
+    pattern = _PATTERNS.get(format) if isinstance(format, str) else None
+    if pattern is not None:
+        both = schema.get("allOf")
+        made["allOf"] = [*(_tightened(both) if isinstance(both, list) else []), {"pattern": pattern}]
+    return made
 
 
 def _of_grammar(text: str, form: StructuredOutputs) -> str:

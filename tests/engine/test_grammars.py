@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 
 from puna.engine.grammar_library import GrammarLibrary, TokenBytes
 from puna.engine.grammar_text import grammar_text
+from puna.engine.grammar_trial import GrammarTrial
 from puna.engine.grammars import MAX_WAITING, Grammars
 from puna.engine.matcher import Matcher
 from puna.engine.structure import StructuredOutputs
@@ -23,6 +26,7 @@ from puna.models.load import load_model
 from puna.models.names import resolve
 from puna.models.tokenizer import Tokenizer
 from tests.models.small_tokenizers import folder_tokenizer, sentencepiece_bpe, unigram
+from tests.schemas import schemas
 from tests.tiny import write_tiny_llama
 
 KINDS = ("byte-level", "SentencePiece", "unigram")
@@ -202,6 +206,88 @@ def test_gbnf_is_a_grammar_too(libraries: dict[str, tuple[TokenBytes, GrammarLib
     vocabulary, library = libraries["byte-level"]
     text = '# a comment\nroot ::= "a" tail\ntail ::= [b-c]{2} | "d"'
     assert greedy(library, vocabulary, grammar=text) == "abb"
+
+
+def walk(library: GrammarLibrary, vocabulary: TokenBytes, chance: random.Random, schema: Any) -> str | None:
+    """The text of a random walk that prefers what closes something; None where it has not ended in time."""
+    matcher, text = begin(library, json=schema, any_whitespace=chance.random() < 0.2), b""
+    closing = {token for token, spelled in enumerate(vocabulary.tokens) if spelled in (b'"', b"}", b"]", b",")}
+    for _ in range(700):
+        if matcher.over:
+            return text.decode()
+        found = mask_of(matcher, len(vocabulary.tokens))
+        assert matcher.error is None, matcher.error
+        if found & library.ends and chance.random() < 0.5:
+            return text.decode()
+        preferred = sorted(found & closing if chance.random() < 0.3 else found - library.ends)
+        token = chance.choice(preferred or sorted(found - library.ends))
+        matcher.take(token)
+        text += vocabulary.tokens[token]
+    return None
+
+
+def test_every_text_that_the_grammars_of_many_schemas_allow_is_valid(
+    libraries: dict[str, tuple[TokenBytes, GrammarLibrary]],
+) -> None:
+    """Not one token is chosen by a model here: what is valid is the grammar's doing."""
+    vocabulary, library = libraries["byte-level"]
+    validator, ended = jsonschema.Draft202012Validator, 0
+    for number, schema in enumerate(schemas(100, seed=1)):
+        text = walk(library, vocabulary, random.Random(number), schema)
+        if text is not None:
+            ended += 1
+            validator(schema, format_checker=validator.FORMAT_CHECKER).validate(json.loads(text))
+    assert ended >= 85
+
+
+@pytest.mark.parametrize(
+    ("schema", "valid", "invalid"),
+    [
+        (
+            {"format": "date", "type": "string"},
+            ["2024-02-29", "2000-02-29"],
+            ["2021-02-29", "1900-02-29", "2023-04-31"],
+        ),
+        ({"format": "time", "type": "string"}, ["22:59:59Z"], ["22:59:60Z"]),
+        (
+            {"format": "date-time", "type": "string", "pattern": "^2"},
+            ["2024-02-29T10:00:00Z"],
+            ["1999-12-31T10:00:00Z"],
+        ),
+        ({"const": {"format": "date"}}, [{"format": "date"}], []),
+        ({"const": "nul\0here"}, ["nul\0here"], ["nulhere"]),
+        (
+            {"properties": {"enum": {"format": "date", "type": "string"}}, "required": ["enum"], "type": "object"},
+            [{"enum": "2024-02-29"}],
+            [{"enum": "2023-02-29"}],
+        ),
+    ],
+)
+def test_formats_and_constants_are_held_to_the_letter(
+    libraries: dict[str, tuple[TokenBytes, GrammarLibrary]], schema: Any, valid: list[Any], invalid: list[Any]
+) -> None:
+    vocabulary, library = libraries["byte-level"]
+    at = {text: token for token, text in enumerate(vocabulary.tokens)}
+
+    def accepts(value: Any) -> bool:
+        matcher = begin(library, json=schema)
+        matcher.take_all(at[bytes([byte])] for byte in json.dumps(value, separators=(",", ":")).encode())
+        return matcher.accepts
+
+    assert [accepts(value) for value in (*valid, *invalid)] == [True] * len(valid) + [False] * len(invalid)
+
+
+def test_a_trial_that_takes_too_long_is_ended_and_the_next_one_runs(tokenizers: dict[str, Tokenizer]) -> None:
+    trial = GrammarTrial(TokenBytes.of(tokenizers["byte-level"], 300), seconds=0.1)
+    try:
+        with pytest.raises(InputError, match="to compile") as caught:
+            trial.run(StructuredOutputs(json={"enum": [f"value {number}" for number in range(17000)]}, named="form"))
+        assert caught.value.param == "form"
+        assert "after" in trial.run(StructuredOutputs(regex="after"))
+    finally:
+        trial.close()
+    with pytest.raises(InputError):
+        trial.run(StructuredOutputs(regex="closed"))
 
 
 # What cannot be enforced, or cannot be: and what the error has to name.
