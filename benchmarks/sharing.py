@@ -1,11 +1,11 @@
 """What sharing saves: blocks, memory and the rates that can be kept up, as docs/generation.md shows them.
 
-    python benchmarks/sharing.py [forks pool blocks rates prefixes chats beams] --page --plot
+    python benchmarks/sharing.py [forks pool blocks preemptions rates prefixes chats beams] --page --plot
 
 Each part is run three times with other seeds; figures are medians. Results are kept in docs/sharing.json, where parts
 that are not named stay as they were. All but `beams` are simulated: the real scheduler under a virtual clock, in
-minutes; `beams` runs the engine on a model. `--steps` measures the step times of this machine anew. `--page` fills the
-tables, `--plot` draws the pictures (matplotlib: the extra `bench`).
+minutes; `beams` runs the engine on a model. `--page` fills the tables, `--plot` draws the pictures (matplotlib: the
+extra `bench`).
 """
 
 from __future__ import annotations
@@ -18,26 +18,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import sharing_page
 import sharing_runs
 from sharing_runs import Scale, paper_scale, small_scale
 
-from puna.bench.machine import MachineWatch
-from puna.plan.profiles import A100_13B
-from puna.plan.step_time import StepTime
+from puna.plan.profiles import A100_13B, step_times
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 SIMULATED: dict[str, Callable[[Scale, range], list[dict[str, Any]]]] = {
     "forks": sharing_runs.fork_savings,
     "pool": sharing_runs.pool_uses,
     "blocks": sharing_runs.block_sizes,
+    "preemptions": sharing_runs.preemptions,
     "rates": sharing_runs.sustained_rates,
     "prefixes": sharing_runs.shared_prefixes,
     "chats": sharing_runs.chats,
 }
 PARTS = (*SIMULATED, "beams")
-AT_PAPER_SCALE_ONLY = ("prefixes", "chats")
+AT_PAPER_SCALE_ONLY = ("preemptions", "prefixes", "chats")
 
 
 def main() -> None:
@@ -45,7 +43,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", metavar="part", help=f"{', '.join(PARTS)}; all of them by default")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--steps", action="store_true", help="measure this machine's step times again")
+    parser.add_argument("--steps", default="xeon-135m", help="of the small scale: a name or file, as puna simulate has")
     parser.add_argument("--json", type=Path, default=DOCS / "sharing.json")
     parser.add_argument("--page", action="store_true", help="fill the tables of docs/generation.md")
     parser.add_argument("--plot", action="store_true", help="draw the pictures in docs/")
@@ -55,9 +53,7 @@ def main() -> None:
     if options.repeats < 1:
         parser.error("--repeats is 1 at least")
     kept: dict[str, Any] = json.loads(options.json.read_text()) if options.json.exists() else {}
-    if options.steps or "steps" not in kept:
-        kept["steps"], kept["machine"] = measure_steps(options.model)
-    scales = [paper_scale(A100_13B), small_scale(msgspec.convert(kept["steps"], StepTime))]
+    scales = [paper_scale(A100_13B), small_scale(step_times(options.steps))]
     for part in options.parts or PARTS:
         begun = time.monotonic()
         kept[part] = run(part, scales, range(1, options.repeats + 1), options.model)
@@ -78,18 +74,6 @@ def run(part: str, scales: list[Scale], seeds: range, model: str) -> Any:
         return beam_savings(model, seeds)
     wanted = scales[:1] if part in AT_PAPER_SCALE_ONLY else scales
     return {scale.name: SIMULATED[part](scale, seeds) for scale in wanted}
-
-
-def measure_steps(model: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The step times of this machine, and what else ran on it meanwhile."""
-    from puna.bench.step_profile import measure_step_time
-    from puna.engine.backend import open_backend
-    from puna.engine.config import EngineConfig
-
-    backend = open_backend(EngineConfig(model=model, max_model_len=2048, kv_bytes=1 << 28))
-    watch = MachineWatch()
-    steps = msgspec.to_builtins(measure_step_time(backend.interpreter, model))
-    return steps, msgspec.to_builtins(watch.report())
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ PUBLISHED_BATCH = {
 PUBLISHED_WRITTEN = {"paged": "96.3%", "oracle": "38.2%", "pow2": "26.8%", "max": "20.4%"}
 PUBLISHED_OVER = {"oracle": "1.7 to 2.7x", "pow2": "", "max": "2.7 to 8x"}
 NAMES = {"paged": "paged", "oracle": "Oracle", "pow2": "Pow2", "max": "Max"}
-SCALES = {"paper": "13B, A100", "small": "SmolLM2, this machine"}
+SCALES = {"paper": "13B, A100", "small": "135M, two cores"}
 
 
 def fill_page(kept: dict[str, Any], page: Path) -> None:
@@ -114,6 +114,21 @@ def blocks(found: dict[str, Any]) -> str:
     )
 
 
+def preemptions(found: dict[str, Any]) -> str:
+    rows = [
+        [
+            row["set"],
+            f"{row['block_size']}",
+            f"{row['recompute']:,.0f} ({row['recomputed']:.0f})",
+            f"{row['swap']:,.0f} ({row['swapped']:.0f})",
+            f"{row['swap'] / row['recompute']:.2f}x",
+        ]
+        for row in found["paper"]
+    ]
+    heads = ["lengths", "block", "recomputed: tokens/s (preemptions)", "swapped", "time of recomputing over swapping"]
+    return _table(heads, rows)
+
+
 def rates(found: dict[str, Any]) -> str:
     rows = []
     for scale, found_at in found.items():
@@ -153,6 +168,7 @@ TABLES = {
     "beams": beams,
     "pool": pool,
     "blocks": blocks,
+    "preemptions": preemptions,
     "rates": rates,
     "prefixes": prefixes,
     "chats": chats,

@@ -1,8 +1,8 @@
 """The simulated half of sharing.py: forks, what memory is used for, block sizes, the rates that can be kept up.
 
 Every experiment is the real scheduler under puna/plan's virtual clock, at two scales: the paper's (OPT-13B on an A100
-of 40 GB: 15.7k slots, step times of that device) and a small one (4,096 slots, lengths cut to 512, step times of this
-machine). Knows no page and no plot: results are plain dictionaries.
+of 40 GB: 15.7k slots, step times of that device) and a small one (4,096 slots, lengths cut to 512, step times of two
+cores). Knows no page and no plot: results are plain dictionaries.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from __future__ import annotations
 import random
 import statistics
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
+
+import msgspec
 
 from puna.plan.figures import figures_of
 from puna.plan.occupancy import Occupancy
@@ -139,11 +141,29 @@ def block_sizes(scale: Scale, seeds: Iterable[int]) -> list[dict[str, Any]]:
     return found
 
 
-def _use(scale: Scale, lengths: Lengths, memory: str, block_size: int, seeds: Iterable[int]) -> dict[str, Any]:
+def preemptions(scale: Scale, seeds: Iterable[int]) -> list[dict[str, Any]]:
+    """A full pool in which those that give way are recomputed, or swapped out to a tier with room for all: tokens/s of
+    both. A block's way out or in takes as long as its bytes do at 25 GB/s."""
+    found = []
+    for lengths in scale.sets:
+        for block_size in (8, 16, 32, 64):
+            swap_s = scale.step_time.swap_s * block_size / 16
+            sized = replace(scale, step_time=msgspec.structs.replace(scale.step_time, swap_s=swap_s))
+            recompute = _use(sized, lengths, "paged", block_size, seeds)
+            swap = _use(sized, lengths, "paged", block_size, seeds, tier_blocks=20 * scale.slots // block_size)
+            row = {"recompute": recompute["tokens_per_s"], "swap": swap["tokens_per_s"]}
+            counts = {"recomputed": recompute["preemptions"], "swapped": swap["preemptions"]}
+            found.append({"set": lengths.name, "block_size": block_size, **row, **counts})
+    return found
+
+
+def _use(
+    scale: Scale, lengths: Lengths, memory: str, block_size: int, seeds: Iterable[int], **limits: Any
+) -> dict[str, Any]:
     uses = []
     for seed in seeds:
         watch = Occupancy(backlogged=True, skip=count_of(lengths) // 5)
-        used = scheduler_of(memory, scale.slots, lengths.longest, block_size)
+        used = scheduler_of(memory, scale.slots, lengths.longest, block_size, **limits)
         simulator = Simulator(used, scale.step_time, [watch])
         outcomes = simulator.run(requests(lengths, count_of(lengths), seed))
         figures = figures_of(outcomes, simulator.now)
@@ -190,32 +210,38 @@ def _knee(
 ) -> dict[str, Any]:
     longest = 2048 if lengths is TRANSLATION else lengths.longest
 
-    def latency(rate: float, seed: int) -> float:
+    def run(rate: float | None, seed: int) -> tuple[float, float]:
+        """Mean latency by tokens of the answer, and requests served a second."""
         used = scheduler_of(memory, scale.slots, longest, **(limits or {}))
         simulator = Simulator(used, scale.step_time)
         outcomes = simulator.run(requests(lengths, count_of(lengths), seed, rate, **(asked or {})))
-        return statistics.fmean(outcome.normalised_s for outcome in outcomes)
+        return statistics.fmean(outcome.normalised_s for outcome in outcomes), len(outcomes) / simulator.now
 
     knees, curve = [], []
     for seed in seeds:
-        knee, tried = _highest(lambda rate, seed=seed: latency(rate, seed), scale.objective_s)
+        _, most = run(None, seed)
+        knee, tried = _highest(lambda rate, seed=seed: run(rate, seed)[0], scale.objective_s, most)
         knees.append(knee)
         curve = curve or tried
     return {"rate": statistics.median(knees), "low": min(knees), "high": max(knees), "curve": sorted(curve)}
 
 
-def _highest(latency: Callable[[float], float], objective_s: float) -> tuple[float, list[tuple[float, float]]]:
-    """By doubling from a slow rate, then halving the interval to 4%."""
+def _highest(
+    latency: Callable[[float], float], objective_s: float, most: float
+) -> tuple[float, list[tuple[float, float]]]:
+    """By halving the interval to 4%, from half of what is served when everybody comes at once."""
     tried: list[tuple[float, float]] = []
 
     def is_kept(rate: float) -> bool:
         tried.append((rate, latency(rate)))
         return tried[-1][1] <= objective_s
 
-    low, high = 0.0, 0.25
-    while is_kept(high):
-        low, high = high, 2 * high
-    while high > 1.04 * max(low, 0.01):
+    low = high = most / 2
+    while not is_kept(low):
+        low, high = low / 2, low
+    while high <= low or is_kept(high):
+        low, high = high, 1.5 * high
+    while high > 1.04 * low:
         middle = (low + high) / 2
         low, high = (middle, high) if is_kept(middle) else (low, middle)
     return low, tried

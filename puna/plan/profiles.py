@@ -37,7 +37,15 @@ A100_13B = StepTime(
 )
 # A10G: the model that the artifact of "Fairness in Serving Large Language Models" was fitted with, Llama-2-7B.
 A10G_7B = StepTime(name="a10g-7b", points=((0, 0.020), (1000, 0.234)), row_s=0.000686)
-BUILT_IN = {profile.name: profile for profile in (A100_13B, A10G_7B)}
+# Two cores of a Xeon with AMX, SmolLM2-135M Q4_1: whole steps and attention behind 192 keys as docs/performance.md has
+# them from `puna bench kernels`, the latter taken off.
+XEON_135M = StepTime(
+    name="xeon-135m",
+    points=((1, 0.00500), (8, 0.00643), (32, 0.01607), (512, 0.06268)),
+    key_s=5.6e-7,
+    prompt_key_s=7.1e-8,
+)
+BUILT_IN = {profile.name: profile for profile in (A100_13B, A10G_7B, XEON_135M)}
 
 _DEVICES = {"a100": (1.555e12, 312e12), "h100": (3.35e12, 989e12)}  # bytes, operations (bf16) a second
 _REACHED = (0.8, 0.5)  # the share of both that attention reaches
