@@ -26,7 +26,7 @@ def simulate(
     trace: Annotated[Path, typer.Argument(help="A file of requests, in one of the formats of docs/serving.md.")],
     policy: Annotated[str, typer.Option("--policy", "-p", help="One or several, as fcfs,priority.")] = "fcfs",
     steps: Annotated[
-        str, typer.Option("--steps", help="Step times: a100-13b, a10g-7b, xeon-135m, or a file (puna bench steps --json).")
+        str, typer.Option("--steps", help="a100-13b, a10g-7b, xeon-135m, or a file (puna bench steps --json).")
     ] = "a100-13b",
     priority: Annotated[
         list[str] | None, typer.Option("--priority", help="Of a client, as u03=-1; lower is first, others have 0.")
