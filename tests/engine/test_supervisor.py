@@ -17,6 +17,7 @@ from puna.engine import supervisor as module
 from puna.engine.config import EngineConfig
 from puna.engine.core import Engine
 from puna.engine.params import EngineRequest
+from puna.engine.structure import StructuredOutputs
 from puna.engine.supervisor import Supervisor
 from puna.errors import CulpritError, EngineError, OverloadedError
 from tests.engine.driving import Sample, Samples, assert_same, prompt, request, run
@@ -124,6 +125,26 @@ def test_killed_again_and_again_nobody_notices(config: EngineConfig) -> None:
             await kill(supervisor)
         assert_undisturbed(await asyncio.gather(*answers), wanted)
         assert supervisor.restarts >= 3
+        assert supervisor.culprits == 0
+
+    supervised(config, scenario)
+
+
+def test_answers_that_have_a_form_go_on_in_another_engine(config: EngineConfig) -> None:
+    form = StructuredOutputs(regex="([a-f]{3}[0-9]){20}")
+    requests = [*crowd(4, structured_outputs=form), *crowd(8)[4:]]
+    wanted = undisturbed(config, requests)
+    assert any(sample.finish_reason == "stop" for sample in wanted.values())
+
+    async def scenario(supervisor: Supervisor) -> None:
+        answers = [asyncio.create_task(collect(supervisor, one)) for one in requests]
+        for _ in range(3):
+            while not any(supervisor._last.received(one.request_id) > 3 for one in requests[:4]):
+                await asyncio.sleep(0.002)
+                if all(answer.done() for answer in answers):
+                    break
+            await kill(supervisor)
+        assert_undisturbed(await asyncio.gather(*answers), wanted)
         assert supervisor.culprits == 0
 
     supervised(config, scenario)
