@@ -77,6 +77,13 @@ def serve(
     metrics_names: Annotated[
         Literal["puna", "vllm"], typer.Option("--metrics-names", help="Whose names /metrics gives its figures.")
     ] = "puna",
+    tool_format: Annotated[
+        str,
+        typer.Option("--tool-format", help="How the model writes calls of tools: auto (its template tells) or a name."),
+    ] = "auto",
+    reasoning_format: Annotated[
+        str, typer.Option("--reasoning-format", help="How it marks its reasoning: auto, none (do not split) or a name.")
+    ] = "auto",
     store_mb: Annotated[
         int, typer.Option("--store-mb", min=0, max=65536, help="Room for stored responses; 0 stores none.")
     ] = 64,
@@ -122,6 +129,7 @@ def serve(
     )
 
     from puna.cli.progress import PullProgress, loading
+    from puna.models.calls.formats import CALL_FORMATS, REASONING_FORMATS
     from puna.models.names import resolve
     from puna.server.logs import start_logging
     from puna.server.serve import ServeOptions, run
@@ -145,6 +153,8 @@ def serve(
         store_bytes=store_mb << 20,
         state=state or default_state((name or [wanted])[0]),
         log_prompts=log_prompts,
+        tool_format=_one_of("--tool-format", tool_format, CALL_FORMATS),
+        reasoning_format=_one_of("--reasoning-format", reasoning_format, REASONING_FORMATS),
         otlp=otlp,
     )
     if not sources.given and keys is None and host not in ("127.0.0.1", "::1", "localhost"):
@@ -157,3 +167,9 @@ def serve(
             print(line, flush=True)
 
         run(settled, serving, announce=announce)
+
+
+def _one_of(option: str, name: str, known: tuple[str, ...]) -> str:
+    if name not in known:
+        raise typer.BadParameter(f"{name!r} is none of {', '.join(known)}", param_hint=option)
+    return name

@@ -98,9 +98,18 @@ class Tokenizer:
         stream = self.detokenizer(skip_special_tokens=skip_special_tokens)
         return stream.push_all(ids) + stream.flush()
 
-    def detokenizer(self, prompt_ids: Sequence[int] = (), *, skip_special_tokens: bool = True) -> Detokenizer:
-        """A stream of text behind `prompt_ids`, whose own text it does not repeat."""
+    def detokenizer(
+        self, prompt_ids: Sequence[int] = (), *, skip_special_tokens: bool = True, shown: frozenset[int] = frozenset()
+    ) -> Detokenizer:
+        """A stream of text behind `prompt_ids`, whose own text it does not repeat. `shown`: special tokens that are not
+        skipped."""
         bytes_of = self._shown_bytes if skip_special_tokens else self.token_bytes
+        if shown and skip_special_tokens:
+            hidden = self.special_ids - shown
+
+            def bytes_of(token_id: int) -> bytes:
+                return b"" if token_id in hidden else self.token_bytes(token_id)
+
         before = _last_bytes(prompt_ids, bytes_of)
         return Detokenizer(bytes_of, before, drop_space=self._vocabulary.drops_first_space and not before)
 

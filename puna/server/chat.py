@@ -20,13 +20,14 @@ from puna.server.answers import (
     ChatDelta,
     ChatLogprob,
     ChatLogprobs,
-    ChatMessage,
     PromptLogprobs,
     Usage,
 )
+from puna.server.chat_pieces import WholeMessage, chat_deltas
 from puna.server.deltas import Delta, Heading, UsageCount, known_seed, known_stop
 from puna.server.dialect import Dialect
 from puna.server.logprobs import chat_logprobs, prompt_logprobs
+from puna.server.parts import CALLED, AnswerParts
 from puna.server.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class ChatShape:
     token_ids: bool
     include_usage: bool
     continuous_usage: bool
+    old_functions: bool = False  # a call is shown as `function_call`, as before there were tools
 
 
 async def chat_chunks(
@@ -52,9 +54,11 @@ async def chat_chunks(
     count: UsageCount,
     tokenizer: Tokenizer,
     shape: ChatShape,
+    parts: AnswerParts | None = None,
 ) -> AsyncGenerator[ChatChunk]:
     """Chunks in order of arrival. Choices of n > 1 interleave; each begins with its role, and with what was cut off the
-    prompt, and ends with its finish. What is said of the prompt comes with the very first."""
+    prompt, and ends with its finish. What is said of the prompt comes with the very first. Where an answer can be more
+    than content, `parts` take it apart."""
     begun: set[int] = set()
 
     def chunk(choices: list[ChatChunkChoice], usage: Usage | None = None, first: Delta | None = None) -> ChatChunk:
@@ -84,38 +88,53 @@ async def chat_chunks(
                 opening = ChatChunkChoice(index=delta.index, delta=role, seed=known_seed(delta), truncated_tokens=cut)
                 yield chunk([opening], first=None if begun else delta)
                 begun.add(delta.index)
-            for choice in _news(delta, tokenizer, shape):
+            if parts is None:
+                news = _news(delta, [ChatDelta(content=delta.text)] if delta.text else [], tokenizer, shape)
+            else:
+                said = chat_deltas(parts.read(delta), old_functions=shape.old_functions)
+                count.reasoning_tokens = parts.reasoning_tokens
+                news = _news(delta, said, tokenizer, shape, _reason(parts.finish_reason(delta), shape))
+            for choice in news:
                 yield chunk([choice])
     if shape.include_usage:
         yield chunk([], count.usage())
 
 
-def _news(delta: Delta, tokenizer: Tokenizer, shape: ChatShape) -> Iterator[ChatChunkChoice]:
-    """Text and then the finish, or both in one, as the dialect has it."""
+def _news(
+    delta: Delta, said: list[ChatDelta], tokenizer: Tokenizer, shape: ChatShape, finish_reason: str | None = None
+) -> Iterator[ChatChunkChoice]:
+    """What was said and then the finish, or both in one, as the dialect has it. Log-probabilities and token ids come
+    with the first."""
     logprobs = chat_logprobs(tokenizer, delta.logprobs) if shape.logprobs and delta.logprobs else None
     token_ids = delta.token_ids if shape.token_ids and delta.token_ids else UNSET
-    text = ChatDelta(content=delta.text)
-    if delta.finish_reason and shape.dialect.finish_with_text:
+    finish_reason = finish_reason or delta.finish_reason
+    with_text = finish_reason is not None and shape.dialect.finish_with_text
+    if not said and (with_text or logprobs or token_ids is not UNSET):
+        said = [ChatDelta(content="")]
+    for number, piece in enumerate(said, 1):
+        is_finish = with_text and number == len(said)
         yield ChatChunkChoice(
             index=delta.index,
-            delta=text,
+            delta=piece,
             logprobs=logprobs,
-            finish_reason=delta.finish_reason,
-            stop_reason=known_stop(delta),
             token_ids=token_ids,
+            finish_reason=finish_reason if is_finish else None,
+            stop_reason=known_stop(delta) if is_finish else UNSET,
         )
-        return
-    if delta.text or logprobs or token_ids is not UNSET:
-        yield ChatChunkChoice(index=delta.index, delta=text, logprobs=logprobs, token_ids=token_ids)
-    if delta.finish_reason:
+        logprobs, token_ids = None, UNSET
+    if finish_reason and not with_text:
         yield ChatChunkChoice(
-            index=delta.index, delta=ChatDelta(), finish_reason=delta.finish_reason, stop_reason=known_stop(delta)
+            index=delta.index, delta=ChatDelta(), finish_reason=finish_reason, stop_reason=known_stop(delta)
         )
+
+
+def _reason(reason: str | None, shape: ChatShape) -> str | None:
+    return "function_call" if reason == CALLED and shape.old_functions else reason
 
 
 @dataclass
 class _Choice:
-    text: list[str] = field(default_factory=list)
+    message: WholeMessage = field(default_factory=WholeMessage)
     logprobs: list[ChatLogprob] | None = None
     finish_reason: str = "stop"
     stop_reason: str | int | UnsetType = UNSET
@@ -132,7 +151,7 @@ async def whole_chat(chunks: AsyncIterator[ChatChunk], count: UsageCount) -> Cha
         first = first or chunk
         for part in chunk.choices:
             choice = choices.setdefault(part.index, _Choice())
-            choice.text.append(part.delta.content or "")
+            choice.message.add(part.delta)
             if part.logprobs is not None:
                 choice.logprobs = [*(choice.logprobs or []), *part.logprobs.content]
             choice.seed = choice.seed if part.seed is UNSET else part.seed
@@ -150,7 +169,7 @@ async def whole_chat(chunks: AsyncIterator[ChatChunk], count: UsageCount) -> Cha
         choices=[
             ChatChoice(
                 index=index,
-                message=ChatMessage("".join(choice.text)),
+                message=choice.message.whole(),
                 logprobs=None if choice.logprobs is None else ChatLogprobs(choice.logprobs),
                 finish_reason=choice.finish_reason,
                 stop_reason=choice.stop_reason,

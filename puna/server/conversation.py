@@ -19,10 +19,12 @@ from puna.server.deadline import deadline_of
 from puna.server.deltas import Delta, Heading, UsageCount, answer
 from puna.server.endpoints import engine_requests
 from puna.server.ignored import Ignored
-from puna.server.prompts import Prompt, chat_prompt
+from puna.server.parts import AnswerParts
+from puna.server.prompts import PLAIN_WISHES, Prompt, chat_prompt
 from puna.server.requests import Drawing
 from puna.server.serving import Serving
 from puna.server.tenants import tenant_of
+from puna.server.turn import Wishes, formed
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Conversation:
     params: SamplingParams
     count: UsageCount
     deltas: AsyncGenerator[Delta]
+    parts: AnswerParts | None = None  # where an answer may be more than content
 
 
 async def converse(
@@ -45,28 +48,28 @@ async def converse(
     params: SamplingParams,
     ignored: Ignored,
     *,
-    prefill: str = "",
+    wishes: Wishes = PLAIN_WISHES,
     fill_context: bool = False,
 ) -> Conversation:
     """Nothing is asked of the engine before the first delta is. RequestError, InputError where the request is wrong.
 
-    `prefill`: how the answer begins, which it does not repeat. `fill_context`: where `max_tokens` is more than the
-    context has room for, it means as many as there is room for.
+    `fill_context`: where `max_tokens` is more than the context has room for, it means as many as there is room for.
     """
     until = deadline_of(request, body.deadline_s)
     tenant = tenant_of(request)
     context = tenant.context_tokens(serving.context_tokens)
 
     def prepare() -> Conversation:
-        wanted = params
         limit = prompt_limit(params, context)
-        prompt = chat_prompt(serving.tokenizer, serving.template, messages, context, limit, ignored, prefill=prefill)
+        prompt = chat_prompt(serving.tokenizer, serving.speech, messages, context, limit, ignored, wishes)
+        wanted, parts = formed(serving.speech, serving.tokenizer, wishes.tools, params, prompt.text)
         if fill_context and params.max_tokens is not None:
             room = max(1, context - len(prompt.token_ids))
-            wanted = params if params.max_tokens <= room else replace(params, max_tokens=room)
+            wanted = wanted if params.max_tokens <= room else replace(wanted, max_tokens=room)
         requests = engine_requests(serving, tenant, heading, body, [prompt], wanted)
         count = UsageCount(len(prompt.token_ids), samples=wanted.n)
-        deltas = answer(serving.client, serving.tokenizer, requests, tenant, until)
-        return Conversation(heading, prompt, wanted, count, deltas)
+        shown = frozenset() if parts is None else parts.shown_tokens
+        deltas = answer(serving.client, serving.tokenizer, requests, tenant, until, shown)
+        return Conversation(heading, prompt, wanted, count, deltas, parts)
 
     return await asyncio.to_thread(prepare)

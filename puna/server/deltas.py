@@ -19,7 +19,7 @@ import msgspec
 from puna.engine.output import SampleText
 from puna.engine.params import EngineRequest, PositionLogprobs, SampleUpdate, SamplingParams
 from puna.errors import EngineError, OverloadedError
-from puna.server.answers import PromptTokensDetails, Usage
+from puna.server.answers import CompletionTokensDetails, PromptTokensDetails, Usage
 from puna.server.asked import ASKED
 from puna.server.errors import DeadlineError
 
@@ -78,6 +78,7 @@ class UsageCount:
 
     prompt_tokens: int
     completion_tokens: int = 0
+    reasoning_tokens: int | None = None  # of the completion's; None where the model does not reason in marks
     cached: dict[int, int] = field(default_factory=dict)  # by prompt
     samples: int = 1
 
@@ -92,23 +93,30 @@ class UsageCount:
             self.completion_tokens,
             self.prompt_tokens + self.completion_tokens,
             PromptTokensDetails(sum(self.cached.values())),
+            msgspec.UNSET if self.reasoning_tokens is None else CompletionTokensDetails(self.reasoning_tokens),
         )
 
 
 async def answer(
-    client: Supervisor, tokenizer: Tokenizer, requests: list[EngineRequest], tenant: Tenant, until: float | None = None
+    client: Supervisor,
+    tokenizer: Tokenizer,
+    requests: list[EngineRequest],
+    tenant: Tenant,
+    until: float | None = None,
+    shown: frozenset[int] = frozenset(),
 ) -> AsyncGenerator[Delta]:
     """Deltas of all requests as they come; one request a prompt, all with the same n. Tokens are taken from the
     tenant's allowance: LimitError where the prompts' are not there.
 
     `until`: the moment (time.monotonic) at which all choices that still run end, with finish_reason "length" and
-    stop_reason DEADLINE. DeadlineError where there is not one token by then.
+    stop_reason DEADLINE. DeadlineError where there is not one token by then. `shown`: special tokens
+    that count as text.
     """
     has_begun = False
     prompt_tokens = sum(len(request.prompt_token_ids) for request in requests)
     tenant.admit(prompt_tokens)
     try:
-        async with aclosing(_all(client, tokenizer, requests, until)) as deltas:
+        async with aclosing(_all(client, tokenizer, requests, until, shown)) as deltas:
             async for delta in deltas:
                 tenant.spend(len(delta.token_ids))
                 has_begun = has_begun or bool(delta.token_ids)
@@ -123,10 +131,14 @@ async def answer(
 
 
 async def _all(
-    client: Supervisor, tokenizer: Tokenizer, requests: list[EngineRequest], until: float | None
+    client: Supervisor,
+    tokenizer: Tokenizer,
+    requests: list[EngineRequest],
+    until: float | None,
+    shown: frozenset[int],
 ) -> AsyncGenerator[Delta]:
     if len(requests) == 1:
-        async with aclosing(_one(client, tokenizer, requests[0], 0, until)) as deltas:
+        async with aclosing(_one(client, tokenizer, requests[0], 0, until, shown)) as deltas:
             async for delta in deltas:
                 yield delta
         return
@@ -134,7 +146,7 @@ async def _all(
 
     async def pump(request: EngineRequest, first_index: int) -> None:
         try:
-            async with aclosing(_one(client, tokenizer, request, first_index, until)) as deltas:
+            async with aclosing(_one(client, tokenizer, request, first_index, until, shown)) as deltas:
                 async for delta in deltas:
                     await arrived.put(delta)
             await arrived.put(None)
@@ -159,10 +171,15 @@ async def _all(
 
 
 async def _one(
-    client: Supervisor, tokenizer: Tokenizer, request: EngineRequest, first_index: int, until: float | None
+    client: Supervisor,
+    tokenizer: Tokenizer,
+    request: EngineRequest,
+    first_index: int,
+    until: float | None,
+    shown: frozenset[int],
 ) -> AsyncGenerator[Delta]:
     params = request.params
-    texts = [_sample_text(tokenizer, request.prompt_token_ids, params) for _ in range(params.n)]
+    texts = [_sample_text(tokenizer, request.prompt_token_ids, params, shown) for _ in range(params.n)]
     running = params.n
     with _watch(client, request) as watch:
         async with aclosing(client.generate(request)) as updates:
@@ -219,5 +236,8 @@ def _watch(client: Supervisor, request: EngineRequest) -> RequestWatch:
     return watch
 
 
-def _sample_text(tokenizer: Tokenizer, prompt_ids: list[int], params: SamplingParams) -> SampleText:
-    return SampleText(tokenizer.detokenizer(prompt_ids, skip_special_tokens=params.skip_special_tokens), params)
+def _sample_text(
+    tokenizer: Tokenizer, prompt_ids: list[int], params: SamplingParams, shown: frozenset[int]
+) -> SampleText:
+    skip = params.skip_special_tokens
+    return SampleText(tokenizer.detokenizer(prompt_ids, skip_special_tokens=skip, shown=shown), params)

@@ -25,11 +25,14 @@ from puna.server.deadline import deadline_of
 from puna.server.delivery import StreamedAnswer, WholeAnswer, Wire
 from puna.server.deltas import Heading, UsageCount, answer
 from puna.server.limits import Tenant
+from puna.server.parts import AnswerParts
 from puna.server.prompts import Prompt, chat_prompt, check_context, completion_prompts
 from puna.server.requests import ChatRequest, Common, CompletionRequest, Drawing, refuse_unsupported
 from puna.server.sampling import chat_params, check_token_ids, completion_params, only_echo
 from puna.server.serving import Serving
 from puna.server.tenants import tenant_of
+from puna.server.turn import formed
+from puna.server.wishes import chat_wishes
 
 TRUNCATED_HEADER = "puna-truncated-tokens"
 
@@ -41,15 +44,17 @@ async def chat_completions(serving: Serving, request: Request) -> Response:
     refuse_unsupported(body)
     tenant = tenant_of(request)
     params = chat_params(body)
+    wishes = chat_wishes(serving.speech, body, ignored)
     heading = new_heading(serving, "chatcmpl-")
 
-    def prepare() -> tuple[Prompt, list[EngineRequest]]:
+    def prepare() -> tuple[Prompt, AnswerParts | None, list[EngineRequest]]:
         context = tenant.context_tokens(serving.context_tokens)
         limit = prompt_limit(params, context)
-        prompt = chat_prompt(serving.tokenizer, serving.template, body.messages, context, limit, ignored)
-        return prompt, engine_requests(serving, tenant, heading, body, [prompt], params)
+        prompt = chat_prompt(serving.tokenizer, serving.speech, body.messages, context, limit, ignored, wishes)
+        wanted, parts = formed(serving.speech, serving.tokenizer, wishes.tools, params, prompt.text)
+        return prompt, parts, engine_requests(serving, tenant, heading, body, [prompt], wanted)
 
-    prompt, requests = await asyncio.to_thread(prepare)
+    prompt, parts, requests = await asyncio.to_thread(prepare)
     count = UsageCount(len(prompt.token_ids), samples=params.n)
     include_usage, continuous = _usage_wanted(body)
     shape = ChatShape(
@@ -59,9 +64,11 @@ async def chat_completions(serving: Serving, request: Request) -> Response:
         token_ids=bool(body.return_token_ids),
         include_usage=include_usage,
         continuous_usage=continuous,
+        old_functions=bool(body.functions),
     )
-    deltas = answer(serving.client, serving.tokenizer, requests, tenant, until)
-    chunks = chat_chunks(heading, prompt, deltas, count, serving.tokenizer, shape)
+    shown = frozenset() if parts is None else parts.shown_tokens
+    deltas = answer(serving.client, serving.tokenizer, requests, tenant, until, shown)
+    chunks = chat_chunks(heading, prompt, deltas, count, serving.tokenizer, shape, parts)
     wire, headers = Wire(serving.dialect.error), truncation_header([prompt])
     if body.stream:
         return StreamedAnswer(chunks, headers, wire)

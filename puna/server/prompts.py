@@ -6,30 +6,24 @@ It knows the wire's shapes of a prompt and the model's tokenizer and chat templa
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from puna.engine.truncation import fit_conversation, last_tokens
+from puna.models.calls.history import for_template
+from puna.server.chat_messages import named_results, read_message
 from puna.server.errors import RequestError
 from puna.server.ignored import Ignored
+from puna.server.turn import Speech, Wishes
 
 if TYPE_CHECKING:
-    from puna.models.template import ChatTemplate
     from puna.models.tokenizer import Tokenizer
 
 MAX_PROMPTS = 256
-ROLES = ("system", "developer", "user", "assistant")
-# Fields that clients send back with an assistant's message; these values say nothing.
-_EMPTY_MESSAGE_FIELDS: dict[str, tuple[Any, ...]] = {
-    "tool_calls": (None, []),
-    "function_call": (None,),
-    "refusal": (None,),
-    "audio": (None,),
-    "annotations": (None, []),
-    "reasoning_content": (None, ""),
-}
-_PART_FIELDS = {"type", "text", "cache_control"}  # the last asks for what happens anyway
+PLAIN_WISHES = Wishes()
+Render = Callable[[Sequence[Mapping[str, Any]]], str]
+_ANSWER_MARK = "\x02answer\x03"  # where an answer that is begun stands, while that is looked for
 
 
 @dataclass(frozen=True)
@@ -44,34 +38,33 @@ class Prompt:
 
 def chat_prompt(
     tokenizer: Tokenizer,
-    template: ChatTemplate | None,
+    speech: Speech,
     messages: list[dict[str, Any]],
     context_tokens: int,
     limit: int | None,
     ignored: Ignored,
-    *,
-    prefill: str = "",
+    wishes: Wishes = PLAIN_WISHES,
 ) -> Prompt:
-    """`limit`: most tokens, to which a longer conversation is cut; None where it is to be refused. `prefill`: how the
-    answer begins. Fields of messages that nobody reads are noted in `ignored`."""
-    template, cleaned = conversation(template, messages, ignored)
-    text = template.render(cleaned, add_generation_prompt=True) + prefill
+    """`limit`: most tokens, to which a longer conversation is cut; None where it is to be refused. Fields of messages
+    that nobody reads are noted in `ignored`."""
+    cleaned, render = conversation(speech, messages, ignored, wishes)
+    text = render(cleaned)
     if limit is None:
         _check_length(tokenizer, text, context_tokens)
         return Prompt(text, tokenizer.encode(text, add_special=False, parse_special=True))
 
     def encode(of: Sequence[Mapping[str, Any]]) -> list[int]:
-        rendered = template.render(of, add_generation_prompt=True) + prefill
-        return tokenizer.encode(rendered, add_special=False, parse_special=True)
+        return tokenizer.encode(render(of), add_special=False, parse_special=True)
 
     return Prompt(text, *fit_conversation(cleaned, limit, encode, tokenizer))
 
 
 def conversation(
-    template: ChatTemplate | None, messages: list[dict[str, Any]], ignored: Ignored
-) -> tuple[ChatTemplate, list[dict[str, Any]]]:
-    """The template, and the messages as it takes them. RequestError where there is no template, or something in a
-    message that this server does not understand."""
+    speech: Speech, messages: list[dict[str, Any]], ignored: Ignored, wishes: Wishes = PLAIN_WISHES
+) -> tuple[list[dict[str, Any]], Render]:
+    """The messages as the template takes them, and what makes text of them or of some of them. RequestError where there
+    is no template, or something in a message that this server does not understand."""
+    template = speech.template
     if template is None:
         raise RequestError(
             "this model's file has no chat template; use /v1/completions, or a model that was tuned for chat",
@@ -80,10 +73,42 @@ def conversation(
         )
     if not messages:
         raise RequestError("messages is empty; send at least one", param="messages")
-    cleaned = [_message(index, message, ignored) for index, message in enumerate(messages)]
-    if any(message.get("name") for message in cleaned):
-        _note_unread_names(template, cleaned, ignored)
-    return template, cleaned
+    checked = [read_message(index, message, ignored) for index, message in enumerate(messages)]
+    prefill = wishes.prefill
+    if wishes.continues:
+        prefill = _final_text(checked)
+        checked = checked[:-1]
+    told = () if wishes.tools.choice == "none" else wishes.tools.tools
+    checked = named_results(checked)
+    cleaned, tools = for_template(template, checked, told)
+
+    def render(of: Sequence[Mapping[str, Any]]) -> str:
+        def rendered(messages: Sequence[Mapping[str, Any]], *, generation: bool) -> str:
+            return template.render(messages, add_generation_prompt=generation, tools=tools, **wishes.variables)
+
+        text = rendered(of, generation=wishes.add_generation_prompt)
+        if not prefill:
+            return text
+        if speech.reasoning is not None and speech.reasoning.is_open(text):  # the answer has begun behind the block
+            whole = rendered([*of, {"role": "assistant", "content": _ANSWER_MARK}], generation=False)
+            text = whole.rpartition(_ANSWER_MARK)[0] or text
+        return text + prefill
+
+    if any(message.get("name") and message["role"] != "tool" for message in cleaned):
+        _note_unread_names(render, cleaned, ignored)
+    return cleaned, render
+
+
+def _final_text(messages: list[dict[str, Any]]) -> str:
+    """Of the assistant's message that an answer is to go on from."""
+    last = messages[-1]
+    if len(messages) < 2 or last["role"] != "assistant" or last.get("tool_calls"):
+        raise RequestError(
+            "continue_final_message needs a last message of the assistant, of text, behind another message",
+            param="continue_final_message",
+        )
+    content = last["content"]
+    return content if isinstance(content, str) else "\n".join(part["text"] for part in content)
 
 
 def completion_prompts(
@@ -134,57 +159,13 @@ def check_context(prompts: list[Prompt], max_tokens: int | None, context_tokens:
             )
 
 
-def _note_unread_names(template: ChatTemplate, messages: list[dict[str, Any]], ignored: Ignored) -> None:
+def _note_unread_names(render: Render, messages: list[dict[str, Any]], ignored: Ignored) -> None:
     """Most templates write roles only; who of several users speaks is lost on the model then."""
     nameless = [{key: value for key, value in message.items() if key != "name"} for message in messages]
-    if template.render(messages, add_generation_prompt=True) == template.render(nameless, add_generation_prompt=True):
+    if render(messages) == render(nameless):
         for index, message in enumerate(messages):
-            if message.get("name"):
+            if message.get("name") and message["role"] != "tool":
                 ignored.note(f"messages[{index}].name", "is not read by this model's chat template")
-
-
-def _message(index: int, message: dict[str, Any], ignored: Ignored) -> dict[str, Any]:
-    where = f"messages[{index}]"
-    role = message.get("role")
-    if role not in ROLES:
-        raise RequestError(f"{where}.role is {str(role)[:80]!r}; allowed: {', '.join(ROLES)}", param=f"{where}.role")
-    for name, value in message.items():
-        if name in ("role", "content"):
-            continue
-        if name == "name":
-            if not isinstance(value, str | None):
-                raise RequestError(f"{where}.name takes a string", param=f"{where}.name")
-            continue
-        if name not in _EMPTY_MESSAGE_FIELDS:
-            ignored.note(f"{where}.{name}")
-        elif value not in _EMPTY_MESSAGE_FIELDS[name]:
-            raise RequestError(
-                f"{where}.{name[:80]} is not supported by this server; leave it out",
-                param=f"{where}.{name[:80]}",
-                code="unsupported_parameter",
-            )
-    content = _content(message.get("content"), f"{where}.content", role, ignored)
-    kept = {name: message[name] for name in ("name",) if name in message}
-    return {"role": "system" if role == "developer" else role, "content": content, **kept}
-
-
-def _content(content: Any, where: str, role: str, ignored: Ignored) -> str | list[Any]:
-    if isinstance(content, str):
-        return content
-    if content is None and role == "assistant":
-        return ""
-    if isinstance(content, list):
-        for position, part in enumerate(content):
-            if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-                raise RequestError(
-                    f"{where}[{position}] is not a text part; this model reads text only: "
-                    "{'type': 'text', 'text': '...'}",
-                    param=f"{where}[{position}]",
-                )
-            for name in part.keys() - _PART_FIELDS:
-                ignored.note(f"{where}[{position}].{name}")
-        return [{"type": "text", "text": part["text"]} for part in content]
-    raise RequestError(f"{where} takes a string or a list of text parts", param=where)
 
 
 def _check_length(tokenizer: Tokenizer, text: str, context_tokens: int) -> None:

@@ -80,16 +80,20 @@ class ChatRequest(Common, frozen=True, kw_only=True):
     top_logprobs: int | None = None
     tools: Any = None
     tool_choice: Any = None
-    parallel_tool_calls: Any = None
+    parallel_tool_calls: bool | None = None
     functions: Any = None
     function_call: Any = None
+    documents: list[dict[str, Any]] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
     service_tier: Any = None
     store: Any = None
     metadata: Any = None
     modalities: Any = None
     audio: Any = None
     prediction: Any = None
-    reasoning_effort: Any = None
     verbosity: Any = None
     web_search_options: Any = None
 
@@ -103,27 +107,24 @@ class CompletionRequest(Common, frozen=True, kw_only=True):
 
 
 OFF_VALUES: dict[str, tuple[Any, ...]] = {
-    "tools": (None, []),
-    "tool_choice": (None, "none", "auto"),
-    "parallel_tool_calls": (None, True, False),
-    "functions": (None, []),
-    "function_call": (None, "none", "auto"),
     "service_tier": (None, "auto", "default"),
     "store": (None, False),
     "metadata": (None, {}),
     "modalities": (None, ["text"]),
     "audio": (None,),
     "prediction": (None,),
-    "reasoning_effort": (None, "none"),
     "verbosity": (None,),
     "web_search_options": (None,),
     "suffix": (None, ""),
     "use_beam_search": (None, False),
     "length_penalty": (None, 1, 1.0),
     "chat_template": (None,),
+    "logits_processors": (None, []),
+}
+# What has a meaning for a chat only.
+COMPLETION_OFF_VALUES: dict[str, tuple[Any, ...]] = {
     "chat_template_kwargs": (None, {}),
     "continue_final_message": (None, False),
-    "logits_processors": (None, []),
 }
 
 
@@ -133,6 +134,8 @@ _SHARED_OFF_VALUES = {name: OFF_VALUES[name] for name in Drawing.__struct_fields
 def refuse_unsupported(body: ChatRequest | CompletionRequest) -> None:
     """RequestError where the body asks for a feature that this server does not have, or contradicts itself."""
     refuse_off_values(body, OFF_VALUES)
+    if isinstance(body, CompletionRequest):
+        refuse_off_values(body, COMPLETION_OFF_VALUES)
     if body.stream_options is not None:
         if not body.stream:
             raise RequestError("stream_options is for streams; add stream=true or leave it out", param="stream_options")

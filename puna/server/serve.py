@@ -26,7 +26,8 @@ from puna.engine.config import EngineConfig
 from puna.engine.prompts import chat_template
 from puna.engine.supervisor import HANG_S, Supervisor
 from puna.errors import InputError, PunaError
-from puna.models.load import load_model
+from puna.models.calls.formats import call_format, reasoning_marks
+from puna.models.load import LoadedModel, load_model
 from puna.server.account import Account
 from puna.server.app import make_app
 from puna.server.batch_work import BatchWork
@@ -40,6 +41,7 @@ from puna.server.serving import Serving
 from puna.server.state import State
 from puna.server.tenants import KeySources, Tenants
 from puna.server.tracing import Tracing, open_tracing
+from puna.server.turn import Speech
 
 log = logging.getLogger("puna.server")
 CLOSE_S = 3  # after draining: for the error events to be written
@@ -67,6 +69,8 @@ class ServeOptions:
     state: Path | None = None
     log_prompts: bool = False
     otlp: str | None = None
+    tool_format: str = "auto"
+    reasoning_format: str = "auto"
 
 
 class PortError(PunaError):
@@ -171,7 +175,7 @@ async def make_serving(
     return Serving(
         names=options.names,
         tokenizer=model.tokenizer,
-        template=chat_template(model),
+        speech=speech_of(model, options),
         client=client,
         context_tokens=info.max_model_len,
         fingerprint=info.fingerprint,
@@ -183,6 +187,16 @@ async def make_serving(
         metrics_names=options.metrics_names,
         store_bytes=options.store_bytes,
         state=state,
+    )
+
+
+def speech_of(model: LoadedModel, options: ServeOptions) -> Speech:
+    """How the model speaks, as its template tells or as `options` say."""
+    template = chat_template(model)
+    return Speech(
+        template,
+        call_format(template, options.tool_format),
+        reasoning_marks(template, options.reasoning_format),
     )
 
 

@@ -1,4 +1,4 @@
-"""What every endpoint needs to know: the served model, its tokenizer and template, its engine, who may come in.
+"""What every endpoint needs to know: the served model, its tokenizer and way to speak, its engine, who may come in.
 
 It decides which model a request may name.
 """
@@ -18,12 +18,12 @@ from puna.server.tenants import tenant_of
 
 if TYPE_CHECKING:
     from puna.engine.supervisor import Supervisor
-    from puna.models.template import ChatTemplate
     from puna.models.tokenizer import Tokenizer
     from puna.server.batch_work import BatchWork
     from puna.server.dialect import Dialect
     from puna.server.draining import Draining
     from puna.server.tenants import Tenants
+    from puna.server.turn import Speech
 
 MAX_PRIORITY = 2**31 - 1
 
@@ -36,7 +36,7 @@ class Serving:
 
     names: tuple[str, ...]
     tokenizer: Tokenizer
-    template: ChatTemplate | None
+    speech: Speech
     client: Supervisor
     context_tokens: int
     fingerprint: str

@@ -20,6 +20,7 @@ from puna.server.ignored import Ignored
 from puna.server.prompts import conversation
 from puna.server.requests import refuse_off_values
 from puna.server.serving import Serving
+from puna.server.wishes import chat_wishes
 
 
 class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,10 +36,16 @@ class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     parse_special: bool | None = None
     add_generation_prompt: bool | None = None
     return_token_strs: bool | None = None
-    tools: Any = None
+    tools: list[Any] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    functions: list[Any] | None = None
+    function_call: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    documents: list[dict[str, Any]] | None = None
+    reasoning_effort: str | None = None
     chat_template: Any = None
-    chat_template_kwargs: Any = None
-    continue_final_message: Any = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    continue_final_message: bool | None = None
     with_pieces: Any = None
 
 
@@ -54,11 +61,12 @@ class TokenizeAnswer(msgspec.Struct, frozen=True):
     token_strs: list[str] | None = None
 
 
+_OF_MESSAGES = (
+    *("add_generation_prompt", "tools", "tool_choice", "functions", "function_call", "parallel_tool_calls"),
+    *("documents", "reasoning_effort", "chat_template_kwargs", "continue_final_message"),
+)
 OFF_VALUES: dict[str, tuple[Any, ...]] = {
-    "tools": (None, []),
     "chat_template": (None,),
-    "chat_template_kwargs": (None, {}),
-    "continue_final_message": (None, False),
     "with_pieces": (None, False),
 }
 
@@ -99,13 +107,15 @@ def _tokenize(serving: Serving, body: TokenizeRequest, ignored: Ignored) -> Toke
     wanted = _adds_special(body)
     parse_special = body.parse_special is not False
     if body.messages is not None:
-        template, messages = conversation(serving.template, body.messages, ignored)
-        text = template.render(messages, add_generation_prompt=body.add_generation_prompt is not False)
+        wishes = chat_wishes(serving.speech, body, ignored)
+        messages, render = conversation(serving.speech, body.messages, ignored, wishes)
+        text = render(messages)
         ids = tokenizer.encode(text, add_special=bool(wanted), parse_special=parse_special)
     else:
         assert text is not None
-        if body.add_generation_prompt is not None:
-            ignored.note("add_generation_prompt", "is for messages and has no effect on a text")
+        for name in _OF_MESSAGES:
+            if getattr(body, name) is not None:
+                ignored.note(name, "is for messages and has no effect on a text")
         ids = tokenizer.encode(text, add_special=wanted is not False, parse_special=parse_special)
     strings = [tokenizer.token_text(token) for token in ids] if body.return_token_strs else None
     return TokenizeAnswer(len(ids), serving.context_tokens, ids, strings)
@@ -125,7 +135,7 @@ def _adds_special(body: TokenizeRequest) -> bool | None:
 
 def _info(serving: Serving) -> dict[str, Any]:
     """What tools that count or cut tokens themselves want to know; names as in a tokenizer_config.json."""
-    tokenizer, template = serving.tokenizer, serving.template
+    tokenizer, template = serving.tokenizer, serving.speech.template
     bos, eos = tokenizer.bos_id, tokenizer.eos_ids
     return {
         "tokenizer_class": type(tokenizer).__name__,

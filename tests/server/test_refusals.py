@@ -61,7 +61,51 @@ CHAT_REFUSALS: list[tuple[dict[str, Any], int, str | None]] = [
     ({"logprobs": 5}, 400, "logprobs"),
     ({"stream_options": {"include_usage": True}}, 400, "stream_options"),
     ({"stream": "yes"}, 400, "stream"),
-    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "tools"),
+    ({"tools": 5}, 400, "tools"),
+    ({"tools": [5]}, 400, "tools"),
+    ({"tools": [{"type": "web_search"}]}, 400, "tools[0].type"),
+    ({"tools": [{"type": "function"}]}, 400, "tools[0].function"),
+    *(
+        ({"tools": [{"type": "function", "function": {"name": name}}]}, 400, "tools[0].function.name")
+        for name in ("", 'a"b', "a\nb", "x" * 10_000, "{{ 7 * 7 }}", "{% raw %}", "é", 5, None)
+    ),
+    *(
+        ({"tools": [{"type": "function", "function": {"name": "f", **wrong}}]}, 400, f"tools[0].function.{param}")
+        for wrong, param in (
+            ({"parameters": []}, "parameters"),
+            ({"parameters": "object"}, "parameters"),
+            ({"parameters": {"type": "string"}}, "parameters"),
+            ({"parameters": {"items": json.loads("[" * 60 + "]" * 60)}}, "parameters"),
+            ({"description": {}}, "description"),
+            ({"strict": "yes"}, "strict"),
+        )
+    ),
+    ({"tools": [{"type": "function", "function": {"name": "f"}}] * 2}, 400, "tools"),
+    ({"tools": [{"type": "function", "function": {"name": f"f{i}"}} for i in range(2000)]}, 400, "tools"),
+    ({"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "always"}, 400, "tool_choice"),
+    (
+        {
+            "tools": [{"type": "function", "function": {"name": "f"}}],
+            "tool_choice": {"type": "function", "function": {"name": "g"}},
+        },
+        400,
+        "tool_choice",
+    ),
+    ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, 400, "tool_choice"),
+    ({"functions": [{"name": "f"}], "tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "functions"),
+    ({"parallel_tool_calls": "no"}, 400, "parallel_tool_calls"),
+    ({"documents": [{"text": "x"}]}, 400, "documents"),
+    ({"chat_template_kwargs": {"messages": []}}, 400, "chat_template_kwargs.messages"),
+    ({"continue_final_message": True}, 400, "continue_final_message"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, 400, "messages[0].tool_call_id"),
+    ({"messages": [{"role": "user", "content": "x", "tool_call_id": "c"}]}, 400, "messages[0].tool_call_id"),
+    ({"messages": [{"role": "assistant", "tool_calls": "x"}]}, 400, "messages[0].tool_calls"),
+    ({"messages": [{"role": "assistant", "tool_calls": [5]}]}, 400, "messages[0].tool_calls[0]"),
+    (
+        {"messages": [{"role": "assistant", "tool_calls": [{"id": "c", "function": {"name": ""}}]}]},
+        400,
+        "messages[0].tool_calls[0].function.name",
+    ),
     ({"tool_choice": "required"}, 400, "tool_choice"),
     ({"response_format": {"type": "xml"}}, 400, "response_format"),
     ({"response_format": {"type": "json_schema"}}, 400, "response_format.json_schema.schema"),

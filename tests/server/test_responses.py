@@ -176,10 +176,11 @@ def test_what_is_too_long_is_cut_only_where_truncation_is_auto(server: ServerPro
     [
         ({"input": None}, "input"),
         ({"input": []}, "messages"),
-        ({"input": [{"type": "function_call_output", "call_id": "1", "output": ""}]}, "input[0]"),
+        ({"input": [{"type": "computer_call", "call_id": "1"}]}, "input[0]"),
+        ({"input": [{"type": "function_call_output", "output": ""}]}, "input[0].call_id"),
         ({"input": [{"role": "wizard", "content": "x"}]}, "input[0].role"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0]"),
-        ({"tools": [{"type": "web_search"}]}, "tools"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"text": {"format": {"type": "json_schema"}}}, "text.format.schema"),
         ({"reasoning": {"effort": "high"}}, "reasoning.effort"),
         ({"background": True}, "background"),

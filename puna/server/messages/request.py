@@ -1,6 +1,6 @@
 """What `/v1/messages` takes: Anthropic's fields, beyond them those that all endpoints share, and a chat made of them.
 
-It knows the wire's shapes of content blocks; it knows no model. What needs tools, images or thinking is refused.
+It knows fields; blocks of content are read in blocks.py. What needs images or tools of a server's own is refused.
 """
 
 from __future__ import annotations
@@ -12,11 +12,18 @@ import msgspec
 from puna.engine.params import SamplingParams
 from puna.server.errors import RequestError
 from puna.server.ignored import Ignored
+from puna.server.messages.blocks import chat_messages, text_of
 from puna.server.requests import Drawing, note_unused, refuse_off_values
 from puna.server.sampling import given
 from puna.server.structure import TextFormat
+from puna.server.tools import message_tools
+from puna.server.turn import Speech, Wishes, variables_of
 
-_BLOCK_FIELDS = {"type", "text", "cache_control", "citations"}  # a prompt is cached as far as it repeats, asked or not
+# What a prompt's tokens depend on.
+_COUNTED = (
+    *("model", "messages", "system", "cache_control"),
+    *("tools", "tool_choice", "thinking", "chat_template_kwargs"),
+)
 
 
 class Metadata(msgspec.Struct, frozen=True):
@@ -36,7 +43,8 @@ class Asked(Drawing, frozen=True, kw_only=True):
     cache_control: Any = None
     tools: Any = None
     tool_choice: Any = None
-    thinking: Any = None
+    thinking: dict[str, Any] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     output_config: OutputConfig | None = None
     output_format: TextFormat | None = None  # where it stood before output_config
     mcp_servers: Any = None
@@ -54,9 +62,7 @@ class MessagesRequest(Asked, frozen=True, kw_only=True):
 
 
 OFF_VALUES: dict[str, tuple[Any, ...]] = {
-    "tools": (None, []),
-    "tool_choice": (None, {"type": "none"}, {"type": "auto"}),
-    "thinking": (None, {"type": "disabled"}),
+    "continue_final_message": (None, False),
     "mcp_servers": (None, []),
     "container": (None,),
     "context_management": (None, {}, {"edits": []}),
@@ -80,7 +86,7 @@ def check(body: Asked) -> None:
 def check_count(body: Asked, ignored: Ignored) -> None:
     """As `check`, where tokens are counted only: what says how to answer is named in `ignored`."""
     check(body)
-    note_unused(body, ("model", "messages", "system", "cache_control"), OFF_VALUES, ignored)
+    note_unused(body, _COUNTED, OFF_VALUES, ignored)
 
 
 def params_of(body: MessagesRequest) -> SamplingParams:
@@ -93,15 +99,46 @@ def params_of(body: MessagesRequest) -> SamplingParams:
 
 
 def messages_of(body: Asked, ignored: Ignored) -> tuple[list[dict[str, Any]], str]:
-    """The chat, and how the answer begins where the last message is the assistant's. RequestError for a block that is
-    no text."""
-    chat = [_message(f"messages[{index}]", message, ignored) for index, message in enumerate(body.messages)]
-    prefill = chat.pop()["content"] if len(chat) > 1 and chat[-1]["role"] == "assistant" else ""
-    system = _text("system", body.system, ignored) if body.system else ""
+    """The chat, and how the answer begins where the last message is the assistant's. RequestError for a block that has
+    no place there."""
+    chat: list[dict[str, Any]] = []
+    for index, message in enumerate(body.messages):
+        chat += _messages(f"messages[{index}]", message, ignored)
+    prefill = ""
+    if len(chat) > 1 and chat[-1]["role"] == "assistant":
+        if chat[-1].get("tool_calls"):
+            raise RequestError(
+                "the last message uses a tool; send its tool_result in a message of the user", param="messages"
+            )
+        prefill = chat.pop()["content"]
+    system = text_of("system", body.system, ignored) if body.system else ""
     return ([{"role": "system", "content": system}] if system else []) + chat, prefill
 
 
-def _message(where: str, message: dict[str, Any], ignored: Ignored) -> dict[str, Any]:
+def wishes_of(body: Asked, speech: Speech, ignored: Ignored, prefill: str) -> Wishes:
+    """RequestError where the tools are wrong, or the model cannot think as it is asked to."""
+    variables = variables_of(speech, ignored, body.chat_template_kwargs, None)
+    thinking = body.thinking
+    if thinking is not None:
+        kind = thinking.get("type")
+        if kind not in ("enabled", "adaptive", "disabled"):
+            raise RequestError(
+                f"thinking.type is {str(kind)[:40]!r}; allowed: enabled, adaptive, disabled", param="thinking"
+            )
+        if kind != "disabled" and speech.reasoning is None:
+            raise RequestError(
+                "thinking is not supported by this model, which marks no reasoning; leave it out",
+                code="unsupported_parameter",
+                param="thinking",
+            )
+        for name in thinking.keys() - {"type"}:
+            ignored.note(f"thinking.{name}")
+        if speech.reads("enable_thinking"):
+            variables.setdefault("enable_thinking", kind != "disabled")
+    return Wishes(message_tools(body, ignored), variables, prefill)
+
+
+def _messages(where: str, message: dict[str, Any], ignored: Ignored) -> list[dict[str, Any]]:
     for name in message.keys() - {"role", "content"}:
         ignored.note(f"{where}.{name}")
     role = message.get("role")
@@ -109,29 +146,4 @@ def _message(where: str, message: dict[str, Any], ignored: Ignored) -> dict[str,
         raise RequestError(
             f"{where}.role is {str(role)[:80]!r}; allowed: user, assistant, system", param=f"{where}.role"
         )
-    return {"role": role, "content": _text(f"{where}.content", message.get("content"), ignored)}
-
-
-def _text(where: str, content: Any, ignored: Ignored) -> str:
-    """Of a string, or of blocks, which are read as one text."""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise RequestError(f"{where} takes a string or a list of text blocks", param=where)
-    texts = []
-    for position, block in enumerate(content):
-        at = f"{where}[{position}]"
-        kind = block.get("type") if isinstance(block, dict) else None
-        if kind != "text" or not isinstance(block.get("text"), str):
-            raise RequestError(
-                f"{at} is of the type {str(kind)[:40]!r}; this server reads blocks of text only: "
-                "{'type': 'text', 'text': '...'}",
-                code="unsupported_parameter",
-                param=at,
-            )
-        for name in block.keys() - _BLOCK_FIELDS:
-            ignored.note(f"{at}.{name}")
-        if block.get("citations"):
-            ignored.note(f"{at}.citations", "has no effect on a text")
-        texts.append(block["text"])
-    return "\n".join(texts)
+    return chat_messages(f"{where}.content", role, message.get("content"), ignored)

@@ -1,4 +1,4 @@
-"""`/v1/messages` and `/v1/messages/count_tokens`: Anthropic's Messages API, for text.
+"""`/v1/messages` and `/v1/messages/count_tokens`: Anthropic's Messages API, for text and tools.
 
 It puts together what the other files here know. Errors under these paths have Anthropic's shape, in every dialect.
 """
@@ -15,7 +15,7 @@ from puna.server.body import read
 from puna.server.conversation import converse
 from puna.server.delivery import StreamedAnswer, WholeAnswer, Wire, json_response, typed_frame
 from puna.server.endpoints import new_heading, truncation_header
-from puna.server.messages.request import Asked, MessagesRequest, check, check_count, messages_of, params_of
+from puna.server.messages.request import Asked, MessagesRequest, check, check_count, messages_of, params_of, wishes_of
 from puna.server.messages.shapes import anthropic_error
 from puna.server.messages.stream import message_events, whole_message
 from puna.server.prompts import conversation
@@ -49,9 +49,8 @@ async def _create(serving: Serving, request: Request) -> Response:
     params = params_of(body)
     messages, prefill = messages_of(body, ignored)
     heading = new_heading(serving, "msg_")
-    talk = await converse(
-        serving, request, body, heading, messages, params, ignored, prefill=prefill, fill_context=True
-    )
+    wishes = wishes_of(body, serving.speech, ignored, prefill)
+    talk = await converse(serving, request, body, heading, messages, params, ignored, wishes=wishes, fill_context=True)
     events, headers = message_events(talk, body.max_tokens), truncation_header([talk.prompt])
     if body.stream:
         return StreamedAnswer(events, headers, _WIRE)
@@ -63,10 +62,10 @@ async def _count(serving: Serving, request: Request) -> Response:
     serving.check_model(body.model)
     check_count(body, ignored)
     messages, prefill = messages_of(body, ignored)
+    wishes = wishes_of(body, serving.speech, ignored, prefill)
 
     def count() -> int:
-        template, cleaned = conversation(serving.template, messages, ignored)
-        text = template.render(cleaned, add_generation_prompt=True) + prefill
-        return len(serving.tokenizer.encode(text, add_special=False, parse_special=True))
+        cleaned, render = conversation(serving.speech, messages, ignored, wishes)
+        return len(serving.tokenizer.encode(render(cleaned), add_special=False, parse_special=True))
 
     return json_response({"input_tokens": await asyncio.to_thread(count)})

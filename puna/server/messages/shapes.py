@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from puna.server.errors import HttpFailure
@@ -24,6 +26,22 @@ class TextBlock(msgspec.Struct, frozen=True, kw_only=True):
     citations: None = None
 
 
+class ThinkingBlock(msgspec.Struct, frozen=True, kw_only=True):
+    type: str = "thinking"
+    thinking: str
+    signature: str = ""
+
+
+class ToolUseBlock(msgspec.Struct, frozen=True, kw_only=True):
+    type: str = "tool_use"
+    id: str
+    name: str
+    input: dict[str, Any]
+
+
+Block = TextBlock | ThinkingBlock | ToolUseBlock
+
+
 class MessageUsage(msgspec.Struct, frozen=True, kw_only=True):
     """`input_tokens` are those that had to be computed; the others came from the prefix cache."""
 
@@ -40,7 +58,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     type: str = "message"
     role: str = "assistant"
     model: str
-    content: list[TextBlock]
+    content: list[Block]
     stop_reason: str | None
     stop_sequence: str | None
     usage: MessageUsage
@@ -57,7 +75,7 @@ class MessageStart(msgspec.Struct, frozen=True, kw_only=True):
 class ContentBlockStart(msgspec.Struct, frozen=True, kw_only=True):
     type: str = "content_block_start"
     index: int = 0
-    content_block: TextBlock
+    content_block: Block
 
 
 class TextDelta(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,10 +83,27 @@ class TextDelta(msgspec.Struct, frozen=True, kw_only=True):
     text: str
 
 
+class ThinkingDelta(msgspec.Struct, frozen=True, kw_only=True):
+    type: str = "thinking_delta"
+    thinking: str
+
+
+class SignatureDelta(msgspec.Struct, frozen=True, kw_only=True):
+    """Clients wait for one; it signs nothing."""
+
+    type: str = "signature_delta"
+    signature: str = ""
+
+
+class InputDelta(msgspec.Struct, frozen=True, kw_only=True):
+    type: str = "input_json_delta"
+    partial_json: str
+
+
 class ContentBlockDelta(msgspec.Struct, frozen=True, kw_only=True):
     type: str = "content_block_delta"
     index: int = 0
-    delta: TextDelta
+    delta: TextDelta | ThinkingDelta | SignatureDelta | InputDelta
 
 
 class ContentBlockStop(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,12 +11,14 @@ from contextlib import aclosing
 from msgspec import UNSET
 from msgspec.structs import replace
 
+from puna.models.calls.pieces import Content, Piece
 from puna.server.conversation import Conversation
 from puna.server.deltas import DEADLINE, Delta, UsageCount, known_seed
+from puna.server.messages.block_writer import BlockWriter, text_of, whole_block
 from puna.server.messages.shapes import (
+    Block,
     ContentBlockDelta,
     ContentBlockStart,
-    ContentBlockStop,
     Event,
     Message,
     MessageDelta,
@@ -25,40 +27,47 @@ from puna.server.messages.shapes import (
     MessageUsage,
     StopDelta,
     TextBlock,
-    TextDelta,
 )
 
 
 async def message_events(talk: Conversation, max_tokens: int) -> AsyncGenerator[Event]:
     """`max_tokens`: as the client has it; the context may have room for fewer."""
     last: Delta | None = None
+    blocks = BlockWriter()
     async with aclosing(talk.deltas) as deltas:
         async for delta in deltas:
             talk.count.add(delta)
             if last is None:
                 yield MessageStart(message=_opening(talk, delta))
-                yield ContentBlockStart(content_block=TextBlock(text=""))
+                if talk.parts is None:
+                    for event in blocks.open(TextBlock(text="")):
+                        yield event
             last = delta
-            if delta.text:
-                yield ContentBlockDelta(delta=TextDelta(text=delta.text))
+            pieces: list[Piece] = [Content(delta.text)] if delta.text else []
+            for piece in pieces if talk.parts is None else talk.parts.read(delta):
+                for event in blocks.write(piece):
+                    yield event
     assert last is not None, "an answer has at least a finish"
-    yield ContentBlockStop()
+    for event in blocks.end():
+        yield event
     stop_text = _stop_text(last)
-    stop = StopDelta("stop_sequence" if stop_text else _stop_reason(last, talk, max_tokens), stop_text)
-    yield MessageDelta(delta=stop, usage=_usage(talk.count))
+    reason = "stop_sequence" if stop_text else _stop_reason(last, talk, max_tokens, has_calls=blocks.has_calls)
+    yield MessageDelta(delta=StopDelta(reason, stop_text), usage=_usage(talk.count))
     yield MessageStop()
 
 
 async def whole_message(events: AsyncIterator[Event]) -> Message:
     """The body that says what the stream would have said."""
     message: Message | None = None
-    text: list[str] = []
+    blocks: list[tuple[Block, list[str]]] = []
     async for event in events:
         match event:
             case MessageStart():
                 message = event.message
+            case ContentBlockStart():
+                blocks.append((event.content_block, []))
             case ContentBlockDelta():
-                text.append(event.delta.text)
+                blocks[-1][1].append(text_of(event.delta))
             case MessageDelta():
                 assert message is not None
                 stop = event.delta
@@ -66,7 +75,7 @@ async def whole_message(events: AsyncIterator[Event]) -> Message:
                     message, stop_reason=stop.stop_reason, stop_sequence=stop.stop_sequence, usage=event.usage
                 )
     assert message is not None, "a stream begins with the message"
-    return replace(message, content=[TextBlock(text="".join(text))])
+    return replace(message, content=[whole_block(block, "".join(text)) for block, text in blocks])
 
 
 def _opening(talk: Conversation, first: Delta) -> Message:
@@ -98,9 +107,9 @@ def _stop_text(last: Delta) -> str | None:
     return last.stop_reason if last.finish_reason == "stop" and isinstance(last.stop_reason, str) else None
 
 
-def _stop_reason(last: Delta, talk: Conversation, max_tokens: int) -> str:
+def _stop_reason(last: Delta, talk: Conversation, max_tokens: int, *, has_calls: bool) -> str:
     if last.finish_reason == "stop":
-        return "end_turn"
+        return "tool_use" if has_calls else "end_turn"
     if last.stop_reason == DEADLINE or talk.params.max_tokens == max_tokens:
         return "max_tokens"
     return "model_context_window_exceeded"

@@ -1,6 +1,6 @@
-"""What `/v1/responses` takes: OpenAI's fields, beyond them those that all endpoints share, and input as messages.
+"""What `/v1/responses` takes: OpenAI's fields, and beyond them those that all endpoints share.
 
-It knows the wire's shapes of input items; it knows no model and no stored response.
+It knows fields; input is read in input_items.py. It knows no model and no stored response.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from puna.server.ignored import Ignored
 from puna.server.requests import Drawing, note_unused, refuse_off_values
 from puna.server.sampling import given
 from puna.server.structure import TextFormat
+from puna.server.tools import response_tools
+from puna.server.turn import Speech, Wishes, variables_of
 
 MAX_METADATA = 16
 MAX_METADATA_CHARS = 512
@@ -30,10 +32,10 @@ _EMPTY_INCLUDES = {
     "code_interpreter_call.outputs",
 }
 # What an input's tokens depend on, and what was checked to ask for nothing.
-_COUNTED = ("model", "input", "instructions", "previous_response_id", "truncation", "text", "reasoning")
-_TEXT_PARTS = ("input_text", "output_text", "text")
-_ITEM_FIELDS = {"type", "role", "content", "id", "status", "phase"}
-_PART_FIELDS = {"type", "text", "annotations", "logprobs"}
+_COUNTED = (
+    *("model", "input", "instructions", "previous_response_id", "truncation", "text", "reasoning"),
+    *("tools", "tool_choice", "parallel_tool_calls", "chat_template_kwargs"),
+)
 
 
 class TextOptions(msgspec.Struct, frozen=True):
@@ -69,7 +71,8 @@ class ResponsesRequest(Drawing, frozen=True, kw_only=True):
     stream_options: Obfuscation | None = None
     tools: Any = None
     tool_choice: Any = None
-    parallel_tool_calls: Any = None
+    parallel_tool_calls: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     max_tool_calls: Any = None
     background: Any = None
     conversation: Any = None
@@ -86,9 +89,7 @@ class ResponsesRequest(Drawing, frozen=True, kw_only=True):
 
 
 OFF_VALUES: dict[str, tuple[Any, ...]] = {
-    "tools": (None, []),
-    "tool_choice": (None, "none", "auto"),
-    "parallel_tool_calls": (None, True, False),
+    "continue_final_message": (None, False),
     "max_tool_calls": (None,),
     "background": (None, False),
     "conversation": (None,),
@@ -102,11 +103,9 @@ OFF_VALUES: dict[str, tuple[Any, ...]] = {
 def check(body: ResponsesRequest, ignored: Ignored) -> None:
     """RequestError where the body asks for what this server does not have, or has a value out of range."""
     refuse_off_values(body, OFF_VALUES)
-    text, effort = body.text, body.reasoning.effort if body.reasoning else None
+    text = body.text
     if text is not None and text.verbosity is not None:
         raise _unsupported("text.verbosity is not supported by this server; leave it out", "text.verbosity")
-    if effort not in (None, "none"):
-        raise _unsupported("reasoning.effort is not supported by this server; leave it out", "reasoning.effort")
     if body.stream_options is not None and body.stream_options.include_obfuscation:
         raise _unsupported("include_obfuscation is not supported; leave it out", "stream_options.include_obfuscation")
     if body.truncation not in (None, "auto", "disabled"):
@@ -161,48 +160,11 @@ def params_of(body: ResponsesRequest) -> SamplingParams:
     return SamplingParams(**wanted)
 
 
-def messages_of(given: str | list[dict[str, Any]], ignored: Ignored) -> list[dict[str, Any]]:
-    """The input as messages of a chat. RequestError for an item that is no text message."""
-    if isinstance(given, str):
-        return [{"role": "user", "content": given}]
-    return [_message(f"input[{index}]", item, ignored) for index, item in enumerate(given)]
-
-
-def _message(where: str, item: dict[str, Any], ignored: Ignored) -> dict[str, Any]:
-    kind = item.get("type", "message")
-    if kind != "message":
-        raise _unsupported(
-            f"{where} is of the type {str(kind)[:40]!r}; this server takes messages of text only: "
-            "{'role': 'user', 'content': '...'}",
-            where,
-        )
-    for name in item.keys() - _ITEM_FIELDS:
-        ignored.note(f"{where}.{name}")
-    role = item.get("role")
-    if role not in ("system", "developer", "user", "assistant"):
-        raise RequestError(
-            f"{where}.role is {str(role)[:80]!r}; allowed: system, developer, user, assistant", param=f"{where}.role"
-        )
-    return {"role": role, "content": _text(f"{where}.content", item.get("content"), ignored)}
-
-
-def _text(where: str, content: Any, ignored: Ignored) -> str | list[dict[str, Any]]:
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise RequestError(f"{where} takes a string or a list of text parts", param=where)
-    texts = []
-    for position, part in enumerate(content):
-        at = f"{where}[{position}]"
-        text = part.get("text") if isinstance(part, dict) and part.get("type") in _TEXT_PARTS else None
-        if not isinstance(text, str):
-            raise _unsupported(
-                f"{at} is not a text part; this model reads text only: {{'type': 'input_text', 'text': '...'}}", at
-            )
-        for name in part.keys() - _PART_FIELDS:
-            ignored.note(f"{at}.{name}")
-        texts.append({"type": "text", "text": text})
-    return texts
+def wishes_of(body: ResponsesRequest, speech: Speech, ignored: Ignored) -> Wishes:
+    """RequestError where the tools are wrong, or the model cannot reason as it is asked to."""
+    effort = body.reasoning.effort if body.reasoning else None
+    variables = variables_of(speech, ignored, body.chat_template_kwargs, effort, "reasoning.effort")
+    return Wishes(response_tools(body, ignored), variables)
 
 
 def _unsupported(message: str, param: str) -> RequestError:

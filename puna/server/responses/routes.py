@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import sys
 from typing import Any
 
@@ -28,17 +27,18 @@ from puna.server.errors import RequestError
 from puna.server.files import newest_first
 from puna.server.ignored import ignored_by, read_query
 from puna.server.prompts import chat_prompt
+from puna.server.responses.input_items import items_of, messages_of
 from puna.server.responses.request import (
     ResponsesRequest,
     check,
     check_count,
-    messages_of,
     params_of,
     wants_logprobs,
+    wishes_of,
 )
-from puna.server.responses.shapes import Response, TextConfig
+from puna.server.responses.shapes import ReasoningConfig, Response, TextConfig
 from puna.server.responses.store import ResponseStore, Stored
-from puna.server.responses.stream import ResponseStream, whole_response
+from puna.server.responses.stream import ResponseStream, answer_message, whole_response
 from puna.server.serving import Serving
 from puna.server.state import State
 from puna.server.tenants import tenant_of
@@ -96,18 +96,18 @@ async def _create(serving: Serving, store: ResponseStore, owner: str, request: R
     messages = earlier + messages_of(body.input, ignored)
     params = params_of(body)
     heading = new_heading(serving, "resp_")
-    talk = await converse(serving, request, body, heading, _instructed(body, messages), params, ignored)
+    wishes = wishes_of(body, serving.speech, ignored)
+    talk = await converse(serving, request, body, heading, _instructed(body, messages), params, ignored, wishes=wishes)
     is_stored = body.store is not False and store.max_bytes > 0
 
     async def done(whole: Response) -> Response:
         if not is_stored:
             return whole
-        answer = {"role": "assistant", "content": whole.output[0].content[0].text}
-        stored = Stored(whole, [*messages, answer], len(earlier))
+        stored = Stored(whole, [*messages, answer_message(whole.output)], len(earlier))
         return whole if await _is_kept(store, owner, stored) else replace(whole, store=False)
 
     opening = _opening(body, params, talk, is_stored)
-    stream = ResponseStream(talk, opening, f"msg_{secrets.token_hex(12)}", serving.tokenizer, done)
+    stream = ResponseStream(talk, opening, serving.tokenizer, done)
     wire = Wire(serving.dialect.error, error_event=stream.failed, frame=typed_frame, end=b"")
     headers = truncation_header([talk.prompt])
     if body.stream:
@@ -122,10 +122,11 @@ async def _count(serving: Serving, store: ResponseStore, owner: str, request: Re
     params = params_of(body)
     context = tenant_of(request).context_tokens(serving.context_tokens)
     messages = _instructed(body, await _earlier(store, owner, body) + messages_of(body.input, ignored))
+    wishes = wishes_of(body, serving.speech, ignored)
 
     def count() -> int:
         limit = prompt_limit(params, context)
-        prompt = chat_prompt(serving.tokenizer, serving.template, messages, sys.maxsize, limit, ignored)
+        prompt = chat_prompt(serving.tokenizer, serving.speech, messages, sys.maxsize, limit, ignored, wishes)
         return len(prompt.token_ids)
 
     return json_response({"object": "response.input_tokens", "input_tokens": await asyncio.to_thread(count)})
@@ -179,6 +180,10 @@ def _opening(body: ResponsesRequest, params: SamplingParams, talk: Conversation,
         model=talk.heading.model,
         output=[],
         previous_response_id=body.previous_response_id,
+        parallel_tool_calls=body.parallel_tool_calls is not False,
+        reasoning=ReasoningConfig(body.reasoning.effort if body.reasoning else None),
+        tool_choice="auto" if body.tool_choice is None else body.tool_choice,
+        tools=body.tools or [],
         store=is_stored,
         temperature=params.temperature,
         text=TextConfig(body.text.format) if body.text and body.text.format else TextConfig(),
@@ -201,7 +206,8 @@ async def _found(store: ResponseStore, owner: str, name: str) -> Stored:
 
 def _page(stored: Stored, query: dict[str, str]) -> dict[str, Any]:
     """The request's own input as items, the newest first unless `order` says otherwise."""
-    items = [_item(stored.response.id, index, message) for index, message in enumerate(stored.input)]
+    name = stored.response.id.removeprefix("resp_")
+    items = [item for n, message in enumerate(stored.input) for item in items_of(message, f"{name}_{n}")]
     if newest_first(query):
         items.reverse()
     limit = query.get("limit", "20")
@@ -219,17 +225,4 @@ def _page(stored: Stored, query: dict[str, str]) -> dict[str, Any]:
         "first_id": page[0]["id"] if page else None,
         "last_id": page[-1]["id"] if page else None,
         "has_more": start + len(page) < len(items),
-    }
-
-
-def _item(response: str, index: int, message: dict[str, Any]) -> dict[str, Any]:
-    kind = "output_text" if message["role"] == "assistant" else "input_text"
-    content = message["content"]
-    texts = [content] if isinstance(content, str) else [part["text"] for part in content]
-    return {
-        "id": f"msg_{response.removeprefix('resp_')}_{index}",
-        "type": "message",
-        "role": message["role"],
-        "status": "completed",
-        "content": [{"type": kind, "text": text} for text in texts],
     }

@@ -10,6 +10,7 @@ from puna.server.answers import ChatLogprob
 from puna.server.structure import TextFormat
 
 Status = Literal["in_progress", "completed", "incomplete", "failed"]
+ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
 
 class OutputText(msgspec.Struct, frozen=True, kw_only=True):
@@ -19,12 +20,34 @@ class OutputText(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: list[ChatLogprob] = []
 
 
-class OutputMessage(msgspec.Struct, frozen=True, kw_only=True):
+class OutputMessage(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="message"):
     id: str
-    type: str = "message"
-    status: Status
+    status: ItemStatus
     role: str = "assistant"
     content: list[OutputText]
+
+
+class ReasoningText(msgspec.Struct, frozen=True, kw_only=True):
+    type: str = "reasoning_text"
+    text: str
+
+
+class ReasoningItem(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="reasoning"):
+    id: str
+    status: ItemStatus
+    summary: list[Any] = []
+    content: list[ReasoningText]
+
+
+class FunctionCallItem(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="function_call"):
+    id: str
+    status: ItemStatus
+    call_id: str
+    name: str
+    arguments: str
+
+
+Item = OutputMessage | ReasoningItem | FunctionCallItem
 
 
 class InputTokensDetails(msgspec.Struct, frozen=True):
@@ -61,7 +84,7 @@ class TextConfig(msgspec.Struct, frozen=True):
 
 
 class ReasoningConfig(msgspec.Struct, frozen=True):
-    effort: None = None
+    effort: str | None = None
     summary: None = None
 
 
@@ -80,7 +103,7 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     max_output_tokens: int | None
     max_tool_calls: None = None
     model: str
-    output: list[OutputMessage]
+    output: list[Item]
     parallel_tool_calls: bool = True
     previous_response_id: str | None
     reasoning: ReasoningConfig = ReasoningConfig()
@@ -88,7 +111,7 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     store: bool
     temperature: float
     text: TextConfig = TextConfig()
-    tool_choice: str = "auto"
+    tool_choice: Any = "auto"
     tools: list[Any] = []
     top_logprobs: int
     top_p: float
@@ -110,7 +133,7 @@ class ResponseEvent(msgspec.Struct, frozen=True):
 class ItemEvent(msgspec.Struct, frozen=True):
     type: str
     sequence_number: int
-    item: OutputMessage
+    item: Item
     output_index: int = 0
 
 
@@ -143,4 +166,49 @@ class TextDoneEvent(msgspec.Struct, frozen=True, kw_only=True):
     content_index: int = 0
 
 
-Event = ResponseEvent | ItemEvent | PartEvent | DeltaEvent | TextDoneEvent
+class ReasoningDeltaEvent(msgspec.Struct, frozen=True, kw_only=True):
+    type: str = "response.reasoning_text.delta"
+    sequence_number: int
+    item_id: str
+    delta: str
+    output_index: int = 0
+    content_index: int = 0
+
+
+class ReasoningDoneEvent(msgspec.Struct, frozen=True, kw_only=True):
+    type: str = "response.reasoning_text.done"
+    sequence_number: int
+    item_id: str
+    text: str
+    output_index: int = 0
+    content_index: int = 0
+
+
+class ArgumentsDeltaEvent(msgspec.Struct, frozen=True, kw_only=True):
+    type: str = "response.function_call_arguments.delta"
+    sequence_number: int
+    item_id: str
+    delta: str
+    output_index: int = 0
+
+
+class ArgumentsDoneEvent(msgspec.Struct, frozen=True, kw_only=True):
+    type: str = "response.function_call_arguments.done"
+    sequence_number: int
+    item_id: str
+    name: str
+    arguments: str
+    output_index: int = 0
+
+
+Event = (
+    ResponseEvent
+    | ItemEvent
+    | PartEvent
+    | DeltaEvent
+    | TextDoneEvent
+    | ReasoningDeltaEvent
+    | ReasoningDoneEvent
+    | ArgumentsDeltaEvent
+    | ArgumentsDoneEvent
+)

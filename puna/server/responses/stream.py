@@ -1,40 +1,40 @@
 """Deltas of an answer become the typed events of a response, in OpenAI's order, and the last event is the whole answer.
 
-Created, in progress; the item, its part, the text piece by piece; text, part and item done; completed or incomplete.
-It knows that order; it knows nothing of HTTP, the engine or where responses are stored.
+Created, in progress; items with what they say; completed or incomplete. It knows that order; items write their own
+events, and it knows nothing of HTTP, the engine or where responses are stored.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
-from puna.server.answers import ChatLogprob
+from puna.models.calls.pieces import Content, Piece
+from puna.server.chat_messages import call_of
 from puna.server.conversation import Conversation
 from puna.server.deltas import DEADLINE, Delta
 from puna.server.errors import HttpFailure
 from puna.server.logprobs import chat_logprobs
+from puna.server.responses.items import ItemWriter
 from puna.server.responses.shapes import (
-    DeltaEvent,
     Event,
+    FunctionCallItem,
     IncompleteDetails,
     InputTokensDetails,
-    ItemEvent,
+    Item,
     OutputMessage,
-    OutputText,
     OutputTokensDetails,
-    PartEvent,
+    ReasoningItem,
     Response,
     ResponseError,
     ResponseEvent,
     ResponseUsage,
     Status,
-    TextDoneEvent,
 )
 
 if TYPE_CHECKING:
@@ -49,18 +49,15 @@ class ResponseStream:
         self,
         conversation: Conversation,
         opening: Response,
-        item_id: str,
         tokenizer: Tokenizer,
         done: Callable[[Response], Awaitable[Response]],
     ) -> None:
         self._conversation = conversation
         self._opening = opening
-        self._item_id = item_id
         self._tokenizer = tokenizer
         self._done = done
         self._count = 0
-        self._text: list[str] = []
-        self._logprobs: list[ChatLogprob] = []
+        self._items = ItemWriter(self._next)
 
     async def events(self) -> AsyncGenerator[Event]:
         """Begins when the first delta is there, so that a refused request has no event."""
@@ -73,25 +70,17 @@ class ResponseStream:
                         yield event
                 seed = seed if last.seed is None else last.seed
                 self._conversation.count.add(last)
-                logprobs = chat_logprobs(self._tokenizer, last.logprobs).content if last.logprobs else []
-                self._text.append(last.text)
-                self._logprobs += logprobs
-                if last.text or logprobs:
-                    yield DeltaEvent(
-                        sequence_number=self._next(), item_id=self._item_id, delta=last.text, logprobs=logprobs
-                    )
+                for event in self._said(last):
+                    yield event
         assert last is not None, "an answer has at least a finish"
         reason = None
         if last.finish_reason == "length":
             reason = DEADLINE if last.stop_reason == DEADLINE else "max_output_tokens"
+        for event in self._items.end("incomplete" if reason else "completed"):
+            yield event
         whole = replace(self._so_far("incomplete" if reason else "completed"), seed=seed, completed_at=int(time.time()))
         if reason:
             whole = replace(whole, incomplete_details=IncompleteDetails(reason))
-        (item,) = whole.output
-        (part,) = item.content
-        yield TextDoneEvent(sequence_number=self._next(), item_id=self._item_id, text=part.text, logprobs=part.logprobs)
-        yield PartEvent("response.content_part.done", self._next(), self._item_id, part)
-        yield ItemEvent("response.output_item.done", self._next(), item)
         whole = await self._done(whole)
         yield ResponseEvent(f"response.{whole.status}", self._next(), whole)
 
@@ -101,31 +90,40 @@ class ResponseStream:
         broken = replace(self._so_far("failed"), error=ResponseError(code, failure.message))
         return ResponseEvent("response.failed", self._next(), broken)
 
-    def _begin(self) -> list[Event]:
-        empty = OutputText(text="")
-        item = OutputMessage(id=self._item_id, status="in_progress", content=[])
-        return [
-            ResponseEvent("response.created", self._next(), self._opening),
-            ResponseEvent("response.in_progress", self._next(), self._opening),
-            ItemEvent("response.output_item.added", self._next(), item),
-            PartEvent("response.content_part.added", self._next(), self._item_id, empty),
-        ]
+    def _begin(self) -> Iterator[Event]:
+        yield ResponseEvent("response.created", self._next(), self._opening)
+        yield ResponseEvent("response.in_progress", self._next(), self._opening)
+        if self._conversation.parts is None:
+            yield from self._items.open_message()
+
+    def _said(self, delta: Delta) -> Iterator[Event]:
+        logprobs = chat_logprobs(self._tokenizer, delta.logprobs).content if delta.logprobs else []
+        parts = self._conversation.parts
+        if parts is None:
+            pieces: list[Piece] = [Content(delta.text)] if delta.text else []
+        else:
+            pieces = parts.read(delta)
+            self._conversation.count.reasoning_tokens = parts.reasoning_tokens
+        if not any(isinstance(piece, Content) for piece in pieces):
+            yield from self._items.add_logprobs(logprobs)
+            logprobs = []
+        for piece in pieces:
+            yield from self._items.write(piece, logprobs)
+            if isinstance(piece, Content):
+                logprobs = []
 
     def _so_far(self, status: Status) -> Response:
-        usage = self._conversation.count.usage()
-        part = OutputText(text="".join(self._text), logprobs=self._logprobs)
-        item = OutputMessage(
-            id=self._item_id, status="completed" if status == "completed" else "incomplete", content=[part]
-        )
+        count = self._conversation.count
+        usage = count.usage()
         return replace(
             self._opening,
             status=status,
-            output=[item],
+            output=list(self._items.items("incomplete")),
             usage=ResponseUsage(
                 usage.prompt_tokens,
                 InputTokensDetails(usage.prompt_tokens_details.cached_tokens),
                 usage.completion_tokens,
-                OutputTokensDetails(),
+                OutputTokensDetails(count.reasoning_tokens or 0),
                 usage.total_tokens,
             ),
         )
@@ -142,3 +140,18 @@ async def whole_response(events: AsyncIterator[Event]) -> Response:
         last = event
     assert isinstance(last, ResponseEvent), "a stream ends with the response"
     return last.response
+
+
+def answer_message(output: list[Item]) -> dict[str, Any]:
+    """What the model said, as a message to go on from."""
+    said: dict[str, Any] = {"role": "assistant", "content": ""}
+    for item in output:
+        match item:
+            case OutputMessage():
+                said["content"] += item.content[0].text
+            case ReasoningItem():
+                said["reasoning_content"] = item.content[0].text
+            case FunctionCallItem():
+                call = call_of("output", item.name, item.arguments, item.call_id)
+                said.setdefault("tool_calls", []).append(call)
+    return said
