@@ -9,6 +9,7 @@ import os
 import select
 import stat
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -20,6 +21,7 @@ from puna.errors import InputError
 if TYPE_CHECKING:
     from puna.cli.local import LocalModel
     from puna.engine.params import SamplingParams
+    from puna.models.calls.tool import Tool
 
 STDIN_NOTICE_S = 1.0
 DEFAULT_MAX_TOKENS = 1024
@@ -35,6 +37,10 @@ def chat(
     system: Annotated[
         str | None, typer.Option("--system", "-s", help="A system message: how the model should answer.")
     ] = None,
+    tools: Annotated[
+        Path | None,
+        typer.Option("--tools", help="JSON list of tools; you see the calls and answer them."),
+    ] = None,
     *,
     sampling: options.SamplingOptions,
     stats: Annotated[bool, typer.Option("--stats", help="Tokens a second, on standard error.")] = False,
@@ -48,6 +54,7 @@ def chat(
     Without --max-tokens an answer has 1024 tokens at most, or what the context leaves.
     """
     params = sampling.params()
+    known = _read_tools(tools)
     config = engine.config(model, record=record, max_seqs=1)
     asked = _question(" ".join(question) if question else None)
 
@@ -57,19 +64,30 @@ def chat(
         if asked is None:
             from puna.cli.repl import Repl
 
-            Repl(local, model, params, system).run()
+            Repl(local, model, params, system, known).run()
         else:
-            _answer_once(local, asked, system, params, stats)
+            _answer_once(local, asked, system, params, stats, known)
 
 
-def _answer_once(local: LocalModel, question: str, system: str | None, params: SamplingParams, stats: bool) -> None:
+def _read_tools(path: Path | None) -> list[Tool]:
+    if path is None:
+        return []
+    from puna.cli.tools_file import read_tools
+
+    return read_tools(path)
+
+
+def _answer_once(
+    local: LocalModel, question: str, system: str | None, params: SamplingParams, stats: bool, tools: list[Tool]
+) -> None:
     from puna.cli.conversation import Conversation
     from puna.cli.stream import print_answer, print_stats
 
     conversation = Conversation()
     conversation.set_system(system or "")
     conversation.ask(question)
-    answer = print_answer(local, local.chat_prompt(conversation.as_dicts(), params), params)
+    prompt = local.chat_prompt(conversation.as_dicts(), params, tools)
+    answer = print_answer(local, prompt, params, local.chat_reader(prompt, tools))
     if stats or sys.stderr.isatty():
         print_stats(answer)
     if answer.interrupted:

@@ -25,6 +25,11 @@ from puna.engine.prompts import Prompt, chat_template, encode_within
 from puna.engine.request import make_request
 from puna.engine.truncation import fit_conversation, prompt_limit
 from puna.errors import EngineError, InputError, PunaError
+from puna.models.calls.formats import call_format, reasoning_marks
+from puna.models.calls.history import for_template
+from puna.models.calls.pieces import PieceReader
+from puna.models.calls.reasoning import ReasoningReader
+from puna.models.calls.tool import Tool
 from puna.models.load import LoadedModel
 from puna.models.names import resolve
 
@@ -53,6 +58,8 @@ class LocalModel:
         self.tokenizer = model.tokenizer
         self.context_tokens = engine.max_model_len
         self._template = chat_template(model)
+        self._calls = call_format(self._template)
+        self._reasoning = reasoning_marks(self._template)
         self._default_max_tokens = default_max_tokens
         self._texts: dict[str, list[SampleText]] = {}
         self._ids = itertools.count()
@@ -77,22 +84,38 @@ class LocalModel:
                 f"the recording {self.engine.config.record} is not whole: {failure.strerror}; the answers are"
             )
 
-    def chat_text(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """What the model reads of a conversation. InputError where it has no template."""
+    def chat_text(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Tool] = ()) -> str:
+        """What the model reads of a conversation and of tools. InputError where it has no template."""
         if self._template is None:
             raise InputError("this model's file has no chat template; use `puna generate`, or a model tuned for chat")
-        return self._template.render(messages, add_generation_prompt=True)
+        told, shapes = for_template(self._template, messages, tools)
+        return self._template.render(told, add_generation_prompt=True, tools=shapes)
 
-    def chat_prompt(self, messages: Sequence[Mapping[str, Any]], params: SamplingParams) -> Prompt:
+    def chat_prompt(
+        self, messages: Sequence[Mapping[str, Any]], params: SamplingParams, tools: Sequence[Tool] = ()
+    ) -> Prompt:
         """Cut where it has to be and `params` allow it, as is `text_prompt`."""
-        text, limit = self.chat_text(messages), prompt_limit(params, self.context_tokens)
+        text, limit = self.chat_text(messages, tools), prompt_limit(params, self.context_tokens)
         if limit is None:
             return Prompt(text, self._encode(text, add_special=False))
 
         def encode(of: Sequence[Mapping[str, Any]]) -> list[int]:
-            return self.tokenizer.encode(self.chat_text(of), add_special=False)
+            return self.tokenizer.encode(self.chat_text(of, tools), add_special=False)
 
         return Prompt(text, *fit_conversation(messages, limit, encode, self.tokenizer))
+
+    def chat_reader(self, prompt: Prompt, tools: Sequence[Tool]) -> PieceReader | None:
+        """Takes the answer to a conversation apart; None where it is content and no more."""
+        reader = self._calls.make_reader([tool.name for tool in tools], ()) if tools else None
+        if self._reasoning is None:
+            return reader
+        return ReasoningReader(self._reasoning, reader, is_open=self._reasoning.is_open(prompt.text or ""))
+
+    def shown_tokens(self) -> frozenset[int]:
+        """Special tokens that `chat_reader` has to see."""
+        marks = () if self._reasoning is None else (self._reasoning.opens, self._reasoning.closes)
+        ids = {self.tokenizer.token_id(text) for text in (*self._calls.tokens, *marks)}
+        return frozenset(token for token in ids if token in self.tokenizer.special_ids)
 
     def text_prompt(self, text: str, params: SamplingParams) -> Prompt:
         limit = prompt_limit(params, self.context_tokens)
@@ -106,8 +129,8 @@ class LocalModel:
     def _encode(self, text: str, *, add_special: bool) -> list[int]:
         return encode_within(self.context_tokens, self.tokenizer, text, add_special=add_special)
 
-    def add(self, prompt_ids: list[int], params: SamplingParams) -> str:
-        """Queues a prompt and gives its id. Raises what `Engine.add` raises."""
+    def add(self, prompt_ids: list[int], params: SamplingParams, shown: frozenset[int] = frozenset()) -> str:
+        """Queues a prompt and gives its id. Raises what `Engine.add` raises. `shown`: special tokens that are text."""
         request_id = str(next(self._ids))
         if params.max_tokens is None:
             room = max(1, self.context_tokens - len(prompt_ids))
@@ -119,7 +142,7 @@ class LocalModel:
         self.engine.add(request)
         skip = params.skip_special_tokens
         self._texts[request_id] = [
-            SampleText(self.tokenizer.detokenizer(prompt_ids, skip_special_tokens=skip), params)
+            SampleText(self.tokenizer.detokenizer(prompt_ids, skip_special_tokens=skip, shown=shown), params)
             for _ in range(params.n)
         ]
         return request_id
@@ -156,9 +179,15 @@ class LocalModel:
         self.engine.abort(request_id)
         self._texts.pop(request_id, None)
 
-    def answer(self, prompt_ids: list[int], params: SamplingParams, stop: Callable[[], bool]) -> Iterator[LocalDelta]:
+    def answer(
+        self,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        stop: Callable[[], bool],
+        shown: frozenset[int] = frozenset(),
+    ) -> Iterator[LocalDelta]:
         """One prompt's answer as it comes; ends early where `stop` says so. EngineError where computing it failed."""
-        request_id = self.add(prompt_ids, params)
+        request_id = self.add(prompt_ids, params, shown)
         try:
             while self.engine.has_work and not stop():
                 for delta in self.step():

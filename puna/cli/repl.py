@@ -6,7 +6,7 @@ Ctrl-C stops an answer, not the program; at the prompt a second Ctrl-C in a row,
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from puna.errors import InputError, PunaError
 
 if TYPE_CHECKING:
     from puna.cli.local import LocalModel
+    from puna.models.calls.tool import Tool
 
 PROMPT = ">>> "
 SETTABLE = tuple(name for name in SamplingParams.__struct_fields__ if name != "n")
@@ -41,7 +42,15 @@ HELP = """\
 class Repl:
     """One conversation with one model."""
 
-    def __init__(self, local: LocalModel, model: str, params: SamplingParams, system: str | None) -> None:
+    def __init__(
+        self,
+        local: LocalModel,
+        model: str,
+        params: SamplingParams,
+        system: str | None,
+        tools: Sequence[Tool] = (),
+    ) -> None:
+        self._tools = tools
         self._local = local
         self._model = model
         self._params = params
@@ -99,21 +108,29 @@ class Repl:
         self._conversation.ask(question)
         try:
             answer = self._answer()
+            while self._keep(answer):
+                answer = self._answer()
         except BaseException:
             self._conversation.undo()
             raise
-        self._conversation.answered(answer.text)
+
+    def _keep(self, answer: Answer) -> bool:
+        """Whether the model is to go on: its answer called tools, and a person said what they gave."""
+        self._conversation.answered(answer.text, [(call.name, call.arguments) for call in answer.calls])
         print_stats(answer)
+        for call in self._conversation.open_calls():
+            self._conversation.returned(call, input(f"result of {call['function']['name']}: "))
+        return bool(answer.calls)
 
     def _answer(self) -> Answer:
-        prompt = self._local.chat_prompt(self._conversation.as_dicts(), self._params)
+        prompt = self._local.chat_prompt(self._conversation.as_dicts(), self._params, self._tools)
         count, context = len(prompt.token_ids), self._local.context_tokens
         if count >= context:
             raise InputError(
                 f"the conversation has {count} tokens, but the context holds {context}; /set truncate_prompt_tokens -1 "
                 "goes on without its oldest turns, /reset begins anew (/save keeps it first)"
             )
-        return print_answer(self._local, prompt, self._params)
+        return print_answer(self._local, prompt, self._params, self._local.chat_reader(prompt, self._tools))
 
     def _reset(self, _: str) -> None:
         self._conversation.reset()
@@ -166,7 +183,7 @@ class Repl:
 
     def _tokens(self, _: str) -> None:
         messages = self._conversation.as_dicts()
-        prompt = self._local.chat_prompt(messages, self._params) if messages else Prompt("", [])
+        prompt = self._local.chat_prompt(messages, self._params, self._tools) if messages else Prompt("", [])
         cut = f" ({prompt.truncated_tokens} more are cut)" if prompt.truncated_tokens else ""
         print(f"{len(prompt.token_ids)} tokens of {self._local.context_tokens}{cut}")
 

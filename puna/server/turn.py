@@ -108,11 +108,11 @@ def formed(
             format, called, special, several=tools.parallel and not tools.is_named, reasoning=marks, is_open=is_open
         )
         # Its grammar says where such an answer ends; a stop string would cut a call in two.
-        params = replace(params, structured_outputs=StructuredOutputs(grammar=grammar), stop=[])
+        params = replace(params, structured_outputs=StructuredOutputs(grammar=grammar, named="tools"), stop=[])
     elif any(tool.strict for tool in called):
         format, bound = forced_format(format), names
         grammar = held_calls(format, called, special, several=tools.parallel, reasoning=marks, is_open=is_open)
-        params = replace(params, structured_outputs=StructuredOutputs(grammar=grammar))
+        params = replace(params, structured_outputs=StructuredOutputs(grammar=grammar, named="tools"))
     make_tokens = None
     if marks is not None:
         make_tokens = functools.partial(ReasoningTokens, marks, tokenizer.token_text, is_open=is_open)

@@ -17,8 +17,17 @@ from puna.models.calls.reasoning import ReasoningMarks
 from puna.models.calls.tool import Tool
 
 MAX_CALLS = 8  # that one forced answer has room for
+_HEADER = "%llguidance {}\n"
 _ANY_ARGUMENTS: dict[str, Any] = {"type": "object"}
-_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+# As models were taught to write it. Every character stands for itself: half of a surrogate pair would be no text.
+_STYLE = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+    "coerce_one_of": False,
+    "lenient": False,
+    "json_allowed_escapes": 'nrbtf\\"',
+}
 
 TokenOf = Callable[[str], int | None]  # the id of a special token, None for what is plain text
 
@@ -44,7 +53,9 @@ def forced_calls(
     if several and not format.between:
         more = f" call{{0,{MAX_CALLS - 1}}}"
     thought, rule = _thought(reasoning, special, is_open)
-    return f"start: {thought}call{more}\n{between}{rule}{_calls(format, [(t, t.schema) for t in tools], special)}"
+    return (
+        f"{_HEADER}start: {thought}call{more}\n{between}{rule}{_calls(format, [(t, t.schema) for t in tools], special)}"
+    )
 
 
 def held_calls(
@@ -65,11 +76,11 @@ def held_calls(
         more = f" (between call){{0,{MAX_CALLS - 1}}}" if several else ""
         between = f"between: {_text(format, format.between, special)}\n" if several else ""
         words = "words: /[^{\\[\\s`<](?s:.*)/\n"
-        return f"start: {thought}(call{more} | words)\n{words}{between}{rule}{calls}"
+        return f"{_HEADER}start: {thought}(call{more} | words)\n{words}{between}{rule}{calls}"
     token = special(format.trigger)
     head = f"head[lazy]: TEXT {_quoted(format.trigger)}\n" if token is None else f"head: TEXT <[{token}]>\n"
     amount = f"{{0,{MAX_CALLS if several else 1}}}"
-    return f"start: {thought}(head call){amount} words\nwords: TEXT\nTEXT: /(?s:.*)/\n{head}{rule}{calls}"
+    return f"{_HEADER}start: {thought}(head call){amount} words\nwords: TEXT\nTEXT: /(?s:.*)/\n{head}{rule}{calls}"
 
 
 def _calls(
@@ -82,7 +93,7 @@ def _calls(
     for number, (tool, schema) in enumerate(tools):
         opening = _text(format, before + tool.name + between, special)
         rules.append(f"call_{number}: {opening} arguments_{number} {_text(format, behind, special)}".rstrip())
-        rules.append(f"arguments_{number}: %json {json.dumps({**schema, 'x-guidance': _STYLE})}")
+        rules.append(f"arguments_{number}: %json {_schema_text(schema)}")
     return "\n".join(rules) + "\n"
 
 
@@ -109,6 +120,11 @@ def _text(format: CallFormat, text: str, special: TokenOf) -> str:
         return _quoted(text) if text else ""
     parts = re.split(f"({'|'.join(map(re.escape, marks))})", text)
     return " ".join(f"<[{marks[part]}]>" if part in marks else _quoted(part) for part in parts if part)
+
+
+def _schema_text(schema: dict[str, Any]) -> str:
+    """`::=` would make the whole of it GBNF; in JSON it stands in strings only, which can spell it otherwise."""
+    return json.dumps({**schema, "x-guidance": _STYLE}).replace("::=", "\\u003a:=")
 
 
 def _quoted(text: str) -> str:
