@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from collections.abc import Iterator
@@ -223,3 +224,46 @@ def test_tenants_do_not_share_cached_prefixes(server: ServerProcess) -> None:
     assert cached(ACME) == 0
     assert cached(ACME) > 0
     assert cached(ONE) == 0
+
+
+def test_what_one_tenant_has_no_other_finds_by_its_id(server: ServerProcess) -> None:
+    """The answer is the same as for an id that nobody has."""
+    mine, theirs = {"authorization": f"Bearer {ACME}"}, {"authorization": f"Bearer {ONE}"}
+    line = b'{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "x", "max_tokens": 1}}'
+    with httpx.Client(base_url=server.url, headers=mine, timeout=60) as client:
+        form: dict[str, Any] = {"data": {"purpose": "batch"}, "files": {"file": ("in.jsonl", line)}}
+        file_id = client.post("/v1/files", **form).json()["id"]
+        order = {"input_file_id": file_id, "endpoint": "/v1/completions", "completion_window": "24h"}
+        batch_id = client.post("/v1/batches", json=order).json()["id"]
+        response_id = client.post("/v1/responses", json={"input": "x", "max_output_tokens": 1}).json()["id"]
+        ids = file_id, batch_id, response_id
+        asks: list[tuple[str, str, dict[str, Any] | None]] = [
+            ("GET", f"/v1/files/{file_id}", None),
+            ("GET", f"/v1/files/{file_id}/content", None),
+            ("DELETE", f"/v1/files/{file_id}", None),
+            ("GET", f"/v1/files?after={file_id}", None),
+            ("POST", "/v1/batches", order),
+            ("GET", f"/v1/batches/{batch_id}", None),
+            ("POST", f"/v1/batches/{batch_id}/cancel", None),
+            ("GET", f"/v1/batches?after={batch_id}", None),
+            ("GET", f"/v1/responses/{response_id}", None),
+            ("DELETE", f"/v1/responses/{response_id}", None),
+            ("GET", f"/v1/responses/{response_id}/input_items", None),
+            ("POST", "/v1/responses", {"input": "x", "previous_response_id": response_id}),
+        ]
+        for method, path, body in asks:
+            refused = client.request(method, path, json=body, headers=theirs)
+            assert refused.status_code in (400, 404), path
+            content = None if body is None else json.loads(_without(json.dumps(body), ids))
+            same = client.request(method, _without(path, ids), json=content, headers=theirs)
+            assert (same.status_code, same.text) == (refused.status_code, _without(refused.text, ids))
+        for listing in ("/v1/files", "/v1/batches"):
+            assert client.get(listing, headers=theirs).json()["data"] == []
+            assert client.get(listing).json()["data"] != []
+        assert client.get(f"/v1/responses/{response_id}").status_code == 200
+
+
+def _without(text: str, ids: tuple[str, ...]) -> str:
+    for one in ids:
+        text = text.replace(one, "nobodys")
+    return text
