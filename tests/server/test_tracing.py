@@ -107,6 +107,7 @@ def answers(tiny_model: Path, collector: Collector) -> dict[str, httpx.Response]
         _leave(server, trace["left"])
         server.wait_until_idle()
         assert server.stop() == 0
+        assert not any("Traceback" in line for line in server.lines)
         return made
     finally:
         server.kill()
