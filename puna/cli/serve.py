@@ -131,6 +131,7 @@ def serve(
     from puna.cli.progress import PullProgress, loading
     from puna.models.calls.formats import CALL_FORMATS, REASONING_FORMATS
     from puna.models.names import resolve
+    from puna.server.heap import share_heaps
     from puna.server.logs import start_logging
     from puna.server.serve import ServeOptions, run
 
@@ -159,6 +160,7 @@ def serve(
     )
     if not sources.given and keys is None and host not in ("127.0.0.1", "::1", "localhost"):
         print(f"anyone who can reach {host} can use this server; --api-key or --keys ask for one", file=sys.stderr)
+    share_heaps()  # before the log has its thread
     with closing(start_logging(log_format, log_level)), ExitStack() as waiting:
         waiting.enter_context(loading(wanted))
 

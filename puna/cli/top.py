@@ -79,7 +79,7 @@ def _live(address: str, url: str, api_key: str | None, readings: deque[Reading],
 
 def _forget_old(readings: deque[Reading]) -> None:
     """All but the newest that is as old as the window, and those after it."""
-    while len(readings) > 2 and readings[-1].at_s - readings[1].at_s >= WINDOW_S:
+    while readings[-1].at_s - readings[1].at_s >= WINDOW_S:
         readings.popleft()
 
 
