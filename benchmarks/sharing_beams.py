@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from puna.workloads.lengths import ALPACA, SHAREGPT, Lengths
 
 WIDTHS = (2, 4, 6)
 LONGEST = 512  # of prompts and of answers
-REQUESTS = {SHAREGPT.name: 6, ALPACA.name: 24}  # a run
+REQUESTS = {SHAREGPT.name: 4, ALPACA.name: 12}  # a run
 TEXT = Path(__file__).resolve().parents[1] / "tests" / "data" / "accuracy_text.txt"
 
 
@@ -45,7 +46,7 @@ def beam_savings(model: str, seeds: range) -> dict[str, Any]:
     tokens = engine.backend.model.tokenizer.encode(TEXT.read_text())
     rows = []
     try:
-        for lengths in (SHAREGPT.cut(LONGEST), ALPACA.cut(LONGEST)):
+        for lengths in (ALPACA.cut(LONGEST), SHAREGPT.cut(LONGEST)):
             for width in WIDTHS:
                 saved = [_run(engine, counted, tokens, lengths, width, seed) for seed in seeds]
                 rows.append(
@@ -58,6 +59,7 @@ def beam_savings(model: str, seeds: range) -> dict[str, Any]:
                         "requests": REQUESTS[lengths.name] * len(saved),
                     }
                 )
+                print(rows[-1], file=sys.stderr)
     finally:
         engine.close()
     return {"model": model, "rows": rows}
