@@ -19,9 +19,18 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from msgspec.structs import replace
 
+from puna.server.answers import ChatLogprob, TopLogprob
 from puna.server.database import Database, StateError
-from puna.server.responses.shapes import Response
+from puna.server.responses.shapes import (
+    FunctionCallItem,
+    OutputMessage,
+    OutputText,
+    ReasoningItem,
+    ReasoningText,
+    Response,
+)
 from puna.server.responses.store import ResponseStore, Stored
 from tests.server.process import ServerProcess
 
@@ -135,6 +144,19 @@ def test_the_store_stays_within_its_count_and_forgets_what_was_not_used(store: R
     assert store.get("me", "r0") == some("r0", "x")
     store.put("me", some("r5", "x"))
     assert [store.get("me", f"r{n}") is not None for n in range(6)] == [True, False, True, True, True, True]
+
+
+def test_what_comes_back_is_what_was_stored_of_every_kind(store: ResponseStore) -> None:
+    text = OutputText(text="a", logprobs=[ChatLogprob("a", -9999.0, [255], [TopLogprob("a", -0.5, [97])])])
+    output = [
+        ReasoningItem(id="rs", status="completed", content=[ReasoningText(text="why")]),
+        OutputMessage(id="msg", status="incomplete", content=[text]),
+        FunctionCallItem(id="fc", status="completed", call_id="call", name="f", arguments='{"x": 1}'),
+    ]
+    plain = some("r", "\U0001f999\x00")
+    stored = replace(plain, response=replace(plain.response, output=output, seed=2**64 - 1, metadata={"k": "v"}))
+    assert store.put("me", stored)
+    assert store.get("me", "r") == stored
 
 
 def test_the_store_stays_within_its_bytes(store: ResponseStore) -> None:
