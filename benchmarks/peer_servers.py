@@ -93,8 +93,12 @@ class PeerServer:
 def puna_server(model: Path, log: Path) -> PeerServer:
     port = free_port()
     command = [sys.executable, "-m", "puna.cli.main", "serve", str(model), "--name", "model", "--port", str(port)]
-    root = str(Path(__file__).resolve().parents[1])
-    return PeerServer("Puna", command, {**os.environ, "PYTHONPATH": root}, port, log)
+    root = Path(__file__).resolve().parents[1]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment |= {"PYTHONPATH": str(root), "PYTHONPYCACHEPREFIX": str(log.parent.resolve() / "bytecode")}
+    # As an installation leaves it: modules are not compiled while a server starts.
+    subprocess.run([sys.executable, "-m", "compileall", "-q", str(root / "puna")], env=environment, check=True)
+    return PeerServer("Puna", command, environment, port, log)
 
 
 def llama_server(name: str, folder: Path, model: Path, log: Path) -> PeerServer:

@@ -133,7 +133,8 @@ def serve(
     from puna.models.names import resolve
     from puna.server.heap import share_heaps
     from puna.server.logs import start_logging
-    from puna.server.serve import ServeOptions, run
+    from puna.server.options import ServeOptions
+    from puna.server.serve import run
 
     with PullProgress() as progress:
         resolve(wanted, progress=progress)

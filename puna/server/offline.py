@@ -20,8 +20,9 @@ from puna.engine.supervisor import Supervisor
 from puna.errors import InputError
 from puna.server.app import make_app
 from puna.server.batch_lines import BatchLine, LineError, answer_line, parse, run_lines
+from puna.server.listening import make_serving
 from puna.server.loopback import LoopbackAnswer, ask
-from puna.server.serve import ServeOptions, make_serving
+from puna.server.options import ServeOptions
 
 
 @dataclass
