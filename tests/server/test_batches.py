@@ -145,7 +145,10 @@ def test_a_full_disk_in_the_middle_of_a_batch_is_told_and_costs_nothing(
         assert 0 < before < 60
         files = set((served_state / "files").iterdir())
         refused = httpx.post(
-            f"{served.url}/v1/files", data={"purpose": "batch"}, files={"file": ("x.jsonl", b"x" * 10_000)}
+            f"{served.url}/v1/files",
+            data={"purpose": "batch"},
+            files={"file": ("x.jsonl", b"x" * 10_000)},
+            verify=False,
         )
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "storage_unavailable")
         assert set((served_state / "files").iterdir()) == files, "nothing is left of it"
@@ -270,7 +273,7 @@ def test_two_servers_do_not_share_a_folder(served: ServerProcess, patient_model:
     assert served.process.poll() is None
     other = start(patient_model, served_state)
     try:
-        response = httpx.get(f"{other.url}/v1/files")
+        response = httpx.get(f"{other.url}/v1/files", verify=False)
         assert response.status_code == 503
         assert "another server uses" in response.json()["error"]["message"]
         assert other.post("/v1/completions", {"prompt": "hi", "max_tokens": 2}).status_code == 200
@@ -291,10 +294,10 @@ def test_forms_that_are_none_are_refused(served: ServerProcess) -> None:
         (400, {"content": b"no form", "headers": {"content-type": "multipart/form-data"}}),
     ]
     for status, arguments in cases:
-        response = httpx.post(url, **arguments)
+        response = httpx.post(url, **arguments, verify=False)
         assert response.status_code == status, response.text
         assert response.json()["error"]["type"] == "invalid_request_error"
-    further = httpx.post(url, data={"purpose": "batch", "colour": "red"}, files={"file": ("x", b"x")})
+    further = httpx.post(url, data={"purpose": "batch", "colour": "red"}, files={"file": ("x", b"x")}, verify=False)
     assert (further.status_code, further.headers["puna-ignored"]) == (200, "colour")
-    assert httpx.get(f"{url}/file-nothing").status_code == 404
-    assert httpx.get(f"{url}/..%2F..%2Fetc/content").status_code == 404
+    assert httpx.get(f"{url}/file-nothing", verify=False).status_code == 404
+    assert httpx.get(f"{url}/..%2F..%2Fetc/content", verify=False).status_code == 404

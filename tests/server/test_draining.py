@@ -29,7 +29,7 @@ def server(patient_model: Path, request: pytest.FixtureRequest) -> Iterator[Serv
 
 def wait_until_it_drains(server: ServerProcess) -> httpx.Response:
     deadline = time.monotonic() + 10
-    while (response := httpx.get(f"{server.url}/ready")).status_code == 200:
+    while (response := httpx.get(f"{server.url}/ready", verify=False)).status_code == 200:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     return response
@@ -38,7 +38,10 @@ def wait_until_it_drains(server: ServerProcess) -> httpx.Response:
 def test_a_stream_ends_while_new_work_is_refused_and_the_server_exits_with_0(server: ServerProcess) -> None:
     engine = server.engine_pid
     url = f"{server.url}/v1/completions"
-    with httpx.Client() as kept, httpx.stream("POST", url, json={**TEXT, "max_tokens": 1500}, timeout=60) as stream:
+    with (
+        httpx.Client(verify=False) as kept,
+        httpx.stream("POST", url, json={**TEXT, "max_tokens": 1500}, timeout=60, verify=False) as stream,
+    ):
         lines = stream.iter_lines()
         next(lines)
         kept.get(f"{server.url}/version")
@@ -50,7 +53,7 @@ def test_a_stream_ends_while_new_work_is_refused_and_the_server_exits_with_0(ser
             refused = client.post(url, json=TEXT)
             assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
             assert 1 <= int(refused.headers["retry-after"]) <= 30
-        assert httpx.get(f"{server.url}/health").status_code == 200
+        assert httpx.get(f"{server.url}/health", verify=False).status_code == 200
         said = [line for line in lines if line]
     assert '"finish_reason":"length"' in said[-2]
     assert said[-1] == "data: [DONE]"
@@ -59,7 +62,9 @@ def test_a_stream_ends_while_new_work_is_refused_and_the_server_exits_with_0(ser
 
 
 def test_a_second_signal_ends_it_at_once_and_says_so_to_the_client(server: ServerProcess) -> None:
-    with httpx.stream("POST", f"{server.url}/v1/completions", json={**TEXT, "max_tokens": 16000}, timeout=60) as stream:
+    with httpx.stream(
+        "POST", f"{server.url}/v1/completions", json={**TEXT, "max_tokens": 16000}, timeout=60, verify=False
+    ) as stream:
         lines = stream.iter_lines()
         next(lines)
         server.process.send_signal(signal.SIGINT)
@@ -75,7 +80,7 @@ def test_what_runs_longer_than_the_drain_is_ended_with_an_error_event(patient_mo
     server = start(patient_model, "0.5")
     try:
         url, body = f"{server.url}/v1/completions", {**TEXT, "max_tokens": 16000}
-        with httpx.stream("POST", url, json=body, timeout=60) as stream:
+        with httpx.stream("POST", url, json=body, timeout=60, verify=False) as stream:
             lines = stream.iter_lines()
             next(lines)
             server.process.send_signal(signal.SIGTERM)

@@ -46,11 +46,11 @@ def test_the_ready_line_names_the_model_and_the_real_port(server: ServerProcess)
     (ready,) = (line for line in server.lines if line.startswith("Puna serves "))
     assert ready.startswith("Puna serves tiny at http://127.0.0.1:")
     assert not server.url.endswith(":0")
-    assert httpx.get(f"{server.url}/version").json() == {"version": puna.__version__}
+    assert httpx.get(f"{server.url}/version", verify=False).json() == {"version": puna.__version__}
 
 
 def test_health_is_true_and_open(server: ServerProcess) -> None:
-    response = httpx.get(f"{server.url}/health")
+    response = httpx.get(f"{server.url}/health", verify=False)
     assert response.status_code == 200
     assert response.json()["status"] == "ok"
     assert is_running(server.engine_pid)
@@ -58,9 +58,11 @@ def test_health_is_true_and_open(server: ServerProcess) -> None:
 
 def test_unless_told_otherwise_no_page_of_another_origin_may_ask(server: ServerProcess) -> None:
     origin = {"origin": "https://page.example"}
-    asked = httpx.options(f"{server.url}/v1/completions", headers={**origin, "access-control-request-method": "POST"})
+    asked = httpx.options(
+        f"{server.url}/v1/completions", headers={**origin, "access-control-request-method": "POST"}, verify=False
+    )
     assert asked.status_code == 405
-    for response in (asked, httpx.get(f"{server.url}/v1/models", headers=origin)):
+    for response in (asked, httpx.get(f"{server.url}/v1/models", headers=origin, verify=False)):
         assert not [name for name in response.headers if name.startswith("access-control-")]
 
 
@@ -78,15 +80,17 @@ def test_with_a_key_only_those_who_know_it_come_in(tiny_model: Path) -> None:
         with pytest.raises(openai.AuthenticationError) as caught:
             openai.OpenAI(base_url=url, api_key="wrong", max_retries=0).models.list()
         assert caught.value.code == "invalid_api_key"
-        assert httpx.get(f"{url}/models").status_code == 401
+        assert httpx.get(f"{url}/models", verify=False).status_code == 401
         assert [m.id for m in openai.OpenAI(base_url=url, api_key="k1").models.list()] == ["tiny"]
-        assert httpx.get(f"{keyed.url}/health").status_code == 200
+        assert httpx.get(f"{keyed.url}/health", verify=False).status_code == 200
     finally:
         keyed.kill()
 
 
 def test_a_client_that_leaves_a_stream_frees_its_blocks(left_server: ServerProcess) -> None:
-    with httpx.stream("POST", f"{left_server.url}/v1/chat/completions", json={**LONG, "n": 4}, timeout=60) as response:
+    with httpx.stream(
+        "POST", f"{left_server.url}/v1/chat/completions", json={**LONG, "n": 4}, timeout=60, verify=False
+    ) as response:
         lines = response.iter_lines()
         next(lines)
         assert left_server.health()["engine"]["live_requests"] == 1
@@ -102,6 +106,7 @@ def test_a_client_that_leaves_before_a_whole_answer_frees_its_blocks(left_server
             f"{left_server.url}/v1/completions",
             json={"prompt": ["hi", "you"], "n": 8, "max_tokens": 16000, "ignore_eos": True},
             timeout=httpx.Timeout(60, read=0.3),
+            verify=False,
         )
     figures = left_server.wait_until_idle()
     assert figures["finished_abort"] > before
@@ -127,7 +132,7 @@ def test_a_full_queue_is_a_429_that_says_when_to_come_back(patient_model: Path) 
     try:
         with (
             openai.OpenAI(base_url=f"{small.url}/v1", api_key="x", max_retries=0) as client,
-            httpx.stream("POST", f"{small.url}/v1/chat/completions", json=LONG, timeout=60) as running,
+            httpx.stream("POST", f"{small.url}/v1/chat/completions", json=LONG, timeout=60, verify=False) as running,
             concurrent.futures.ThreadPoolExecutor(4) as pool,
         ):
             lines = running.iter_lines()
@@ -163,7 +168,7 @@ def test_a_signal_in_mid_answer_lets_it_end_or_tells_the_client(own_server: Serv
     engine = own_server.engine_pid
     lines: list[str] = []
     body = {**LONG, "n": 16}
-    with httpx.stream("POST", f"{own_server.url}/v1/chat/completions", json=body, timeout=60) as response:
+    with httpx.stream("POST", f"{own_server.url}/v1/chat/completions", json=body, timeout=60, verify=False) as response:
         for line in response.iter_lines():
             if not lines:
                 own_server.process.send_signal(signal.SIGINT)

@@ -43,26 +43,26 @@ def test_one_place_is_given_by_priority_and_a_full_queue_is_not_ready(patient_mo
 
     try:
         with (
-            httpx.stream("POST", f"{server.url}/v1/completions", json=LONG, timeout=60) as running,
+            httpx.stream("POST", f"{server.url}/v1/completions", json=LONG, timeout=60, verify=False) as running,
             concurrent.futures.ThreadPoolExecutor(3) as pool,
         ):
             lines = running.iter_lines()
             next(lines)
             asked = []
             for count, priority in enumerate((5, 0, -5), 1):
-                assert httpx.get(f"{server.url}/ready").json() == {"status": "ready"}
+                assert httpx.get(f"{server.url}/ready", verify=False).json() == {"status": "ready"}
                 asked.append(pool.submit(ask, priority))
                 until(lambda count=count: waiting() == count)  # type: ignore[misc]
-            full = httpx.get(f"{server.url}/ready")
+            full = httpx.get(f"{server.url}/ready", verify=False)
             assert (full.status_code, full.headers["retry-after"]) == (503, "1")
             assert full.json()["reason"] == "3 sequences wait, the queue takes 3"
-            assert httpx.get(f"{server.url}/health").status_code == 200, "a full queue is no illness"
+            assert httpx.get(f"{server.url}/health", verify=False).status_code == 200, "a full queue is no illness"
             running.close()
             for one in asked:
                 one.result(timeout=60)
         until(lambda: len(ended()) == 3)
         assert ended() == ["-5", "0", "5"]
-        assert httpx.get(f"{server.url}/ready").status_code == 200
+        assert httpx.get(f"{server.url}/ready", verify=False).status_code == 200
     finally:
         server.kill()
 
@@ -73,7 +73,7 @@ def test_a_crash_loop_is_told_and_ends_when_an_engine_can_be_started_again(patie
     server = ServerProcess.start(str(model), "--name", "tiny", "--kv-gib", "0.05")
 
     def is_told() -> bool:
-        return "crash loop" in httpx.get(f"{server.url}/ready").text
+        return "crash loop" in httpx.get(f"{server.url}/ready", verify=False).text
 
     try:
         pid = server.engine_pid
@@ -85,9 +85,9 @@ def test_a_crash_loop_is_told_and_ends_when_an_engine_can_be_started_again(patie
             refused = asked.result(timeout=60)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_failed")
         assert int(refused.headers["retry-after"]) >= 1
-        assert httpx.get(f"{server.url}/health").status_code == 503
+        assert httpx.get(f"{server.url}/health", verify=False).status_code == 503
         away.rename(model)
-        until(lambda: httpx.get(f"{server.url}/ready").status_code == 200)
+        until(lambda: httpx.get(f"{server.url}/ready", verify=False).status_code == 200)
         assert server.post("/v1/completions", SHORT).status_code == 200
         assert server.health()["status"] == "ok"
     finally:

@@ -91,7 +91,7 @@ def test_stored_responses_outlive_a_server_that_is_killed(tiny_model: Path, tmp_
 
 
 def _delete(server: ServerProcess, name: str, who: dict[str, str] = NORTH) -> int:
-    return httpx.delete(f"{server.url}/v1/responses/{name}", headers=who, timeout=60).status_code
+    return httpx.delete(f"{server.url}/v1/responses/{name}", headers=who, timeout=60, verify=False).status_code
 
 
 def _check_a_full_disk(server: ServerProcess) -> None:
