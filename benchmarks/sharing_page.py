@@ -72,6 +72,7 @@ def beams(found: dict[str, Any]) -> str:
 def pool(found: dict[str, Any]) -> str:
     rows = []
     for scale, found_at in found.items():
+        paged_per_s = {row["set"]: row["tokens_per_s"] for row in found_at if row["memory"] == "paged"}
         for row in found_at:
             is_paper, name, memory = scale == "paper", row["set"], row["memory"]
             rows.append(
@@ -88,10 +89,14 @@ def pool(found: dict[str, Any]) -> str:
                     f"{row['batch']:.1f}",
                     f"{PUBLISHED_BATCH[name][memory]:.1f}" if is_paper else "",
                     f"{row['written_len']:.0f}",
+                    f"{row['tokens_per_s']:,.0f}",
+                    "" if memory == "paged" else f"{paged_per_s[name] / row['tokens_per_s']:.2f}x",
+                    PUBLISHED_OVER.get(memory, "") if is_paper and name == "ShareGPT-like" else "",
                 ]
             )
     heads = ["scale", "lengths", "memory", "written", "published", "reserved ahead", "lost to rounding", "free"]
-    return _table([*heads, "written / not free", "batch", "published", "tokens each"], rows)
+    served = ["tokens/s out", "paged over it", "published"]
+    return _table([*heads, "written / not free", "batch", "published", "tokens each", *served], rows)
 
 
 def blocks(found: dict[str, Any]) -> str:

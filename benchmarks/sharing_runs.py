@@ -214,7 +214,8 @@ def _knee(
         """Mean latency by tokens of the answer, and requests served a second."""
         used = scheduler_of(memory, scale.slots, longest, **(limits or {}))
         simulator = Simulator(used, scale.step_time)
-        outcomes = simulator.run(requests(lengths, count_of(lengths), seed, rate, **(asked or {})))
+        # A run has to be many times as long as an answer may take: in a short one a queue grows and nobody is late yet.
+        outcomes = simulator.run(requests(lengths, 4 * count_of(lengths), seed, rate, **(asked or {})))
         return statistics.fmean(outcome.normalised_s for outcome in outcomes), len(outcomes) / simulator.now
 
     knees, curve = [], []
