@@ -78,3 +78,16 @@ def test_a_crowd_changes_no_answer(smollm2: ServerProcess) -> None:
     with concurrent.futures.ThreadPoolExecutor(len(bodies)) as pool:
         assert list(pool.map(ask, bodies)) == alone
     smollm2.wait_until_idle()
+
+
+def test_a_small_model_whose_template_knows_no_tools_calls_as_it_is_forced_to(official: openai.OpenAI) -> None:
+    city = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    about = {"name": "get_weather", "description": "Weather of a city", "parameters": city}
+    asked: Any = [{"role": "user", "content": "What is the weather in Paris?"}]
+    tools: Any = [{"type": "function", "function": about}]
+    answer = official.chat.completions.create(
+        model="smollm2", messages=asked, tools=tools, tool_choice="required", temperature=0, max_tokens=60
+    )
+    (call,) = answer.choices[0].message.tool_calls or []
+    assert (call.function.name, call.function.arguments) == ("get_weather", '{"city": "Paris"}')
+    assert answer.choices[0].finish_reason == "tool_calls"
