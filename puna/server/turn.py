@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from puna.engine.params import SamplingParams
 from puna.engine.structure import StructuredOutputs
+from puna.models.calls.endless import is_endless
 from puna.models.calls.forcing import forced_calls, forced_format, held_calls
 from puna.models.calls.formats import PLAIN_FORMAT, CallFormat
 from puna.models.calls.pieces import PieceReader
@@ -103,6 +104,8 @@ def formed(
         return token if token in tokenizer.special_ids else None
 
     if tools.is_forced:
+        if endless := [tool.name for tool in called if is_endless(tool.schema)]:
+            raise RequestError(f"no arguments of {endless[0]} ever end: its schema needs itself in them", param="tools")
         format, bound = forced_format(format), names
         grammar = forced_calls(
             format, called, special, several=tools.parallel and not tools.is_named, reasoning=marks, is_open=is_open

@@ -271,6 +271,7 @@ def test_an_answer_goes_on_in_the_last_message(server: ServerProcess) -> None:
 @pytest.mark.parametrize(
     "parameters",
     [
+        {"type": "object", "properties": {"child": {"$ref": "#"}}, "required": ["child"]},
         {"type": "object", "properties": {"a": {"$ref": "#/$defs/a"}}, "$defs": {"a": {"$ref": "#/$defs/a"}}},
         {"type": "object", "properties": {"a": {"type": "string", "pattern": "(a{1000}){1000}"}}, "required": ["a"]},
         {"type": "object", "properties": {"a": {"not": {}}}, "required": ["a"]},

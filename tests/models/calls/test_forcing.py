@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from puna.models.calls.endless import is_endless
 from puna.models.calls.forcing import forced_calls, forced_format, held_calls
 from puna.models.calls.formats import FORMATS
 from puna.models.calls.reasoning import KNOWN
@@ -101,3 +102,18 @@ def test_a_model_may_reason_before_it_is_forced() -> None:
     assert accepted(free, "Hm")[0] is False
     tokens = forced_calls(form, TOOLS, SPECIAL.get, several=False, reasoning=KNOWN[0], is_open=True)
     assert accepted(tokens, "Hm\n", THOUGHT, "\n\n", call) == (True, True)
+
+
+def test_a_schema_that_needs_itself_in_every_value_is_told_from_one_that_ends() -> None:
+    def node(child: object, *required: str) -> dict[str, object]:
+        return {"type": "object", "properties": {"child": child}, "required": list(required)}
+
+    assert is_endless(node({"$ref": "#"}, "child"))
+    assert is_endless(node({"type": "array", "items": {"$ref": "#"}, "minItems": 1}, "child"))
+    assert is_endless({**node({"$ref": "#/$defs/a"}, "child"), "$defs": {"a": {"$ref": "#/$defs/a"}}})
+    assert not is_endless(node({"$ref": "#"}))
+    assert not is_endless(node({"anyOf": [{"$ref": "#"}, {"type": "null"}]}, "child"))
+    assert not is_endless(node({"type": "array", "items": {"$ref": "#"}}, "child"))
+    assert not is_endless(node({"$ref": "#/$defs/gone"}, "child"))
+    doubled: dict[str, object] = {str(n): node({"$ref": f"#/$defs/{n + 1}"}, "child") for n in range(200)}
+    assert not is_endless({**node({"$ref": "#/$defs/0"}, "child"), "$defs": {**doubled, "200": {"type": "string"}}})
