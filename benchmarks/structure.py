@@ -30,6 +30,7 @@ from puna.errors import InputError
 from tests.schemas import schemas
 
 DRAFT = jsonschema.Draft202012Validator
+CHUNK = 96  # answers, behind which progress is told
 
 
 def suite(folder: Path) -> list[tuple[str, Any, list[dict[str, Any]]]]:
@@ -97,8 +98,13 @@ def run(llm: LLM, named: list[tuple[str, Any]], options: argparse.Namespace) -> 
         for number, (_, schema) in enumerate(named)
     ]
     begun = time.perf_counter()
-    questions = [prompt(schema, len(json.dumps(schema)) < 3000) for _, schema in named]
-    outputs = [output.outputs[0] for output in llm.chat(questions, params, use_tqdm=False)]
+    questions = [prompt(schema, not options.unseen and len(json.dumps(schema)) < 3000) for _, schema in named]
+    outputs = []
+    for first in range(0, len(named), CHUNK):
+        part = slice(first, first + CHUNK)
+        outputs += [output.outputs[0] for output in llm.chat(questions[part], params[part], use_tqdm=False)]
+        stopped = sum(output.finish_reason == "stop" for output in outputs)
+        print(f"{len(outputs)} answers, {stopped} stopped", file=sys.stderr, flush=True)
     seconds = time.perf_counter() - begun
     ended: Counter[str] = Counter(str(output.finish_reason) for output in outputs)
     wrong, errors = [], []
@@ -136,6 +142,11 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=512)
     parser.add_argument("--max-seqs", type=int, default=32)
     parser.add_argument("--any-whitespace", action="store_true")
+    parser.add_argument(
+        "--unseen",
+        action="store_true",
+        help="The model is not shown the schema: the form is the grammar's doing alone.",
+    )
     parser.add_argument("--suite", type=Path, help="a folder that has the JSON-Schema-Test-Suite somewhere in it")
     options = parser.parse_args()
     with LLM(options.model, max_seqs=options.max_seqs, max_model_len=4096) as llm:

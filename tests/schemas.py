@@ -43,7 +43,7 @@ _PATTERNS = (
 )
 _FORMATS = ("date", "time", "date-time", "uuid", "ipv4", "email", "duration")
 MAX_DEPTH = 3
-RECURSIVE = 0.015  # of nested values: small models go on and on in them
+RECURSIVE = 0.005  # of nested values: small models go on and on in them
 
 
 def schemas(count: int, seed: int = 0) -> list[Schema]:
@@ -84,7 +84,7 @@ class _Maker:
             return {"type": "string", "pattern": chance.choice(_PATTERNS)}
         if kind < 0.4:
             return {"type": "string", "format": chance.choice(_FORMATS)}
-        if kind < 0.45:
+        if kind < 0.42:
             return {"type": "string"}
         longest = chance.choice((4, 8, 16, 32, 64))
         bounds = {"maxLength": longest}
@@ -107,9 +107,9 @@ class _Maker:
     def _number(self) -> Schema:
         chance = self._chance
         low = chance.choice((-10.0, 0, 0.5, 2.25))
-        return {"type": "number"} | chance.choice(
-            ({"minimum": low, "maximum": low + 7.5}, {"exclusiveMinimum": low, "maximum": low + 100}, {"minimum": low})
-        )
+        bounds = ({"minimum": low, "maximum": low + 7.5}, {"exclusiveMinimum": low, "maximum": low + 100})
+        quarters = {"multipleOf": 0.25} if chance.random() < 0.8 else {}  # without, as many digits as the model likes
+        return {"type": "number"} | chance.choice(bounds) | quarters
 
     def _boolean(self) -> Schema:
         return self._chance.choice(({"type": "boolean"}, {"type": ["boolean", "null"]}, {"const": True}))
@@ -144,7 +144,7 @@ class _Maker:
 
     def _map(self) -> Schema:
         values = self._any(MAX_DEPTH)
-        if self._chance.random() < 0.5:
+        if self._chance.random() < 0.8:
             return {"type": "object", "patternProperties": {"^[a-z]{1,6}$": values}, "additionalProperties": False}
         return {"type": "object", "additionalProperties": values, "maxProperties": self._chance.randint(1, 3)}
 
