@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from puna.models.calls.call_text import CallText
 from puna.models.calls.reader import CallReader, partial_length
 
+_FENCES = ("```json", "```")
 _NAME = re.compile(r"\s*([A-Za-z0-9_.\-]{1,128})")
 _HEAD = re.compile(r"\s*([A-Za-z0-9_.\-]{1,128})\s*(?:\[CALL_ID\][A-Za-z0-9_\-]{0,64})?\[ARGS\]")
 
@@ -20,8 +21,8 @@ _HEAD = re.compile(r"\s*([A-Za-z0-9_.\-]{1,128})\s*(?:\[CALL_ID\][A-Za-z0-9_\-]{
 @dataclass(frozen=True)
 class Marks:
     """`opens` begin calls: wherever they stand if `anywhere`, else at the beginning of the answer. `closes` may stand
-    behind them. `bare`: an answer that begins with JSON is calls without a mark. `heads`: behind the mark there may be
-    `name[ARGS]` and the arguments alone."""
+    behind them. `bare`: an answer that begins with JSON, maybe in a fence, is calls without a mark. `heads`: behind the
+    mark there may be `name[ARGS]` and the arguments alone."""
 
     opens: tuple[str, ...] = ()
     closes: tuple[str, ...] = ()
@@ -30,7 +31,7 @@ class Marks:
     heads: bool = False
 
 
-HERMES = Marks(("<tool_call>",), ("</tool_call>",), anywhere=True)
+HERMES = Marks(("<tool_call>",), ("</tool_call>",), anywhere=True, bare=True)  # small ones forget the marks
 LLAMA = Marks(("<|python_tag|>",), bare=True)
 MISTRAL = Marks(("[TOOL_CALLS]",), anywhere=True, heads=True)
 PLAIN = Marks(("```json", "```"), ("```",), bare=True)
@@ -43,21 +44,27 @@ class JsonCallReader(CallReader):
         self._marks = marks
         self._in_list = False
         self._opened = 0  # characters of the mark that `text` begins with
+        self._closes = marks.closes
+        self._is_bare = False
         super().__init__(names, bound)
 
     def begin(self, is_end: bool) -> bool:
-        if self._marks.anywhere:
+        if self._marks.anywhere and not self._marks.bare:
             self.state = self._search
             return True
+        opens = (*self._marks.opens, *(_FENCES if self._marks.anywhere else ()))
         text = self.text.lstrip()
         if not text:
             return False
-        mark = next((mark for mark in self._marks.opens if text.startswith(mark)), "")
-        if not is_end and any(len(text) < len(mark) and mark.startswith(text) for mark in self._marks.opens):
+        mark = next((mark for mark in opens if text.startswith(mark)), "")
+        if not is_end and any(len(text) < len(mark) and mark.startswith(text) for mark in opens):
             return False
         if not mark and not (self._marks.bare and text[0] in "{["):
-            self.state = self.rest_is_content
+            self.state = self._search if self._marks.anywhere else self.rest_is_content
             return True
+        self._is_bare = mark not in self._marks.opens
+        if mark in _FENCES:
+            self._closes = (*self._closes, _FENCES[-1])
         self._opened = len(self.text) - len(text) + len(mark)
         self.state = self._open
         return True
@@ -124,13 +131,13 @@ class JsonCallReader(CallReader):
         at = len(self.text) - len(text)
         if self._in_list:
             return self._behind_in_list(text[0], at)
-        for mark in self._marks.closes:
+        for mark in self._closes:
             if text.startswith(mark):
                 self.text = text[len(mark) :]
                 return self._closed()
             if not is_end and mark.startswith(text):
                 return False
-        if not self._marks.anywhere and text[0] in ";{":
+        if (self._is_bare or not self._marks.anywhere) and text[0] in ";{":
             if text[0] == "{":
                 return self._object(at)
             if len(text) > 1 and not text[1:].isspace():
@@ -148,6 +155,7 @@ class JsonCallReader(CallReader):
         return True
 
     def _closed(self) -> bool:
+        self._closes, self._is_bare = self._marks.closes, False
         self.state = self._search if self._marks.anywhere else self._again
         return True
 

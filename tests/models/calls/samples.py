@@ -57,6 +57,10 @@ SAMPLES: list[Sample] = [
     ("hermes", "<tool_call><tool_call>\n", "<tool_call><tool_call>\n", []),
     ("hermes", "  \n ", "  \n ", []),
     ("hermes", "", "", []),
+    ("hermes", f"```json\n{_CALL}\n```", "", [("get_weather", _PARIS)]),
+    ("hermes", f"{_CALL}\n{_CALL}", "", [("get_weather", _PARIS)] * 2),
+    ("hermes", f"```json\n[1]\n``` <tool_call>{_CALL}</tool_call>", "```json\n[1]\n```", [("get_weather", _PARIS)]),
+    ("hermes", '{"answer": 42}', '{"answer": 42}', []),
     ("llama", '{"name": "get_weather", "parameters": {"city": "Paris"}}', "", [("get_weather", _PARIS)]),
     (
         "llama",
