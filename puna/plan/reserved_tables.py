@@ -9,6 +9,7 @@ one sequence's tokens never move, nothing is shared, and who runs is never short
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from collections.abc import Sequence as SequenceOf
 
 from puna.errors import InputError
 from puna.plan.buddy import BuddyAllocator
@@ -81,7 +82,8 @@ class ReservedTables(BlockTables):
                 param="num_blocks",
             )
 
-    def open(self, sequence: Sequence, spare: int) -> list[Move] | None:
+    def open(self, members: SequenceOf[Sequence], spare: int) -> list[Move] | None:
+        (sequence,) = members  # nothing is forked here
         count = self.blocks_for(self._reservation(sequence, self._longest))
         if count + spare > self.pool.free_count or not self.pool.ranges.has_room(count):
             return None

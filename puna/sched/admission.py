@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from puna.errors import InputError, MemoryBudgetError, OverloadedError
 from puna.sched.config import SchedulerConfig
+from puna.sched.group import common_with_fork, longest_len, most_blocks, together
 from puna.sched.sequence import Sequence
 
 _SMOOTHING = 0.1  # weight of the newest interval between exits
@@ -35,14 +36,40 @@ def check_fits(sequence: Sequence, config: SchedulerConfig) -> None:
             "max_seqs",
             param="n",
         )
-    needed = config.blocks_for(sequence.max_total_len)
+    needed = most_blocks(sequence, config.block_size)
     if needed > config.usable_blocks:
-        room = config.usable_blocks * config.block_size
-        shorter = f"lower max_tokens to at most {room - sequence.prompt_len}" if sequence.prompt_len < room else ""
+        raise MemoryBudgetError(_too_large(sequence, needed, config))
+
+
+def _too_large(sequence: Sequence, needed: int, config: SchedulerConfig) -> str:
+    """Says what does not fit, and what would."""
+    seats = sum(member.seats for member in together(sequence))
+    room = longest_len(sequence.prompt_len, seats, config.usable_blocks, config.block_size)
+    who = "prompt and output" if seats == 1 else f"{seats} outputs from one prompt (n, best_of or beams)"
+    shorter = f"lower max_tokens to at most {room - sequence.prompt_len}" if sequence.prompt_len < room else ""
+    fewer = "" if seats == 1 else "ask for fewer outputs, "
+    return (
+        f"{who} of up to {sequence.max_total_len} tokens need {needed} KV blocks of {config.block_size} tokens, the "
+        f"pool holds {config.usable_blocks} ({config.usable_blocks * config.block_size} tokens); {fewer}"
+        f"{shorter or 'shorten the prompt'} or give the KV pool more memory (num_blocks)"
+    )
+
+
+def check_fork(parent: Sequence, seats_taken: int, config: SchedulerConfig) -> None:
+    """Raises OverloadedError or MemoryBudgetError if another fork of `parent` finds no seat, or no pool that could hold
+    them all."""
+    is_seated = parent.seats > 1  # its seat was kept when the parent was admitted
+    if not is_seated and seats_taken >= config.max_seqs:
+        raise OverloadedError(
+            f"all {config.max_seqs} running places are taken (max_seqs), so the sequence cannot be forked; add it with "
+            "as many seats as it will have forks"
+        )
+    more = 0 if is_seated else 1
+    needed = most_blocks(parent, config.block_size, more=more, common_len=common_with_fork(parent))
+    if needed > config.usable_blocks:
         raise MemoryBudgetError(
-            f"prompt and output of up to {sequence.max_total_len} tokens need {needed} KV blocks of "
-            f"{config.block_size} tokens, the pool holds {config.usable_blocks} ({room} tokens); "
-            f"{shorter or 'shorten the prompt'} or give the KV pool more memory (num_blocks)"
+            f"with another fork the sequence and its forks may need {needed} KV blocks, the pool holds "
+            f"{config.usable_blocks}; fork it less often, or give the KV pool more memory (num_blocks)"
         )
 
 

@@ -39,15 +39,16 @@ class Population:
         self.waiting.append(sequence)
         self.waiting_tokens += len(sequence.tokens)
 
-    def join(self, child: Sequence, parent: Sequence) -> None:
-        """A new sequence that runs at once, on one of its parent's seats if that has more than one, else on its own."""
+    def join(self, child: Sequence, parent: Sequence, behind: Sequence) -> None:
+        """A new sequence that runs at once, on one of its parent's seats if that has more than one, else on its own.
+        It is served behind one that runs."""
         if parent.seats > 1:
             parent.seats -= 1
         else:
             self.seats_taken += 1
         child.status = Status.RUNNING
         self._alive[child.sequence_id] = child
-        self.running.append(child)
+        self.running.insert(self.running.index(behind) + 1, child)
 
     def run(self, sequence: Sequence) -> None:
         """From the line to those that run; `leave_line` takes it out of the line, when nobody walks along it."""
@@ -89,3 +90,8 @@ class Population:
         assert {id(s) for s in everyone} == {id(s) for s in self._alive.values()}, "alive, but neither runs nor waits"
         assert self.seats_taken == sum(s.seats for s in self.running) <= max_seqs
         assert self.waiting_tokens == sum(len(s.tokens) for s in self.waiting)
+        for group in {id(s.group): s.group for s in everyone if s.group is not None}.values():
+            runs = {s.status is Status.RUNNING for s in group.members}
+            assert len(runs) == 1, "a part of a group runs, another waits"
+            assert all(s in self and s.group is group for s in group.members), "a group has members that have ended"
+        assert all(s.group is None or s in s.group.members for s in everyone)

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
 
-from puna.errors import OverloadedError
-from puna.sched.admission import WaitingLimits, check_fits
+from puna.sched.admission import WaitingLimits, check_fits, check_fork
 from puna.sched.block_tables import BlockTables
 from puna.sched.config import SchedulerConfig
 from puna.sched.draft import Draft
+from puna.sched.group import Group, common_with_fork, together
 from puna.sched.policy import Policy
 from puna.sched.population import Population
+from puna.sched.preemption import preempt, start_over
 from puna.sched.sequence import Sequence, Status
 from puna.sched.stats import SchedulerStats
 from puna.sched.steady import repeat_rows
@@ -58,22 +59,34 @@ class Scheduler:
 
     def fork(self, parent: Sequence, child: Sequence, now: float) -> None:
         """Starts `child` with the tokens and the computed blocks of the running `parent`; no keys or values are copied.
+        From then on the two are admitted and give way together, with all forks of theirs.
 
-        The child takes one of the parent's seats if it has more than one, else a free one (OverloadedError if none is).
+        The child takes one of the parent's seats if it has more than one. Else it needs a free one (OverloadedError if
+        none is), and a pool that holds all of them (MemoryBudgetError).
         """
         self._check_new(child)
         if parent.status is not Status.RUNNING or child.tokens != parent.tokens or child.seats != 1:
             raise ValueError("a fork needs a running parent and a child of one seat with the very same tokens")
         check_fits(child, self.config)
-        if parent.seats == 1 and self._population.seats_taken >= self.config.max_seqs:
-            raise OverloadedError(
-                f"all {self.config.max_seqs} running places are taken (max_seqs), so the sequence cannot be forked; "
-                "add it with as many seats as it will have forks"
-            )
+        check_fork(parent, self._population.seats_taken, self.config)
         self._steady = False
+        behind = together(parent)[-1]
+        Group.join(parent, child)
         self._tables.fork(parent, child)
-        self._population.join(child, parent)
+        self._population.join(child, parent, behind)
         self.policy.on_arrival(child, now)
+
+    def refork(self, parent: Sequence, sequence: Sequence) -> None:
+        """`sequence` drops what it has and goes on as another fork of `parent`, in its own seat. Both run, are of one
+        group, and have computed what all of that share."""
+        group = sequence.group
+        if group is None or group is not parent.group or sequence is parent or sequence.status is not Status.RUNNING:
+            raise ValueError("only a running sequence can go on as a fork of another one of its group")
+        if any(member.awaits for member in group.members) or common_with_fork(parent) < group.common_len:
+            raise ValueError("the parent, or another one, has yet to compute what the group has in common")
+        self._steady = False
+        sequence.tokens[:] = parent.tokens
+        self._tables.fork(parent, sequence)
 
     def abort(self, sequence: Sequence, now: float) -> None:
         """Ends a sequence in whatever state it is; does nothing if it has ended or was never added."""
@@ -86,6 +99,10 @@ class Scheduler:
         self._steady = False
         self._tables.close(sequence)
         self._population.remove(sequence)
+        if sequence.group is not None:
+            sequence.group.members.remove(sequence)
+            if any(member.awaits for member in sequence.group.members):  # blocks that it may have been to compute
+                start_over(sequence.group.members, self._population, self._tables)
         self._limits.on_exit(now)
         self.policy.on_exit(sequence, now)
 
@@ -115,7 +132,7 @@ class Scheduler:
         if self._waiting and self._running:
             given_up = self.policy.reclaim(self._waiting, self._running)
             if given_up is not None:
-                self._preempt(given_up, draft)
+                self._preemptions += preempt(given_up, draft, self._population, self._tables)
         self._serve_running(draft, now)
         if self._waiting and not draft.out_of_memory:
             self._serve_waiting(draft)
@@ -184,7 +201,7 @@ class Scheduler:
         returned = [self._population[sequence_id] for sequence_id in self._tables.uncached_from]
         for sequence in [*reversed(returned), *(row.sequence for row in reversed(step.rows))]:
             if sequence.status is Status.RUNNING:
-                self._to_queue(sequence, Status.WAITING)
+                start_over(together(sequence), self._population, self._tables)
 
     # --- the two halves of a step ---
 
@@ -201,6 +218,9 @@ class Scheduler:
         running, add_row, chunk = self._running, draft.add_row, draft.chunk
         while draft.cursor < len(running) and draft.budget > 0:
             sequence = running[draft.cursor]
+            if sequence.awaits and not self._tables.caught_up(sequence):
+                draft.cursor += 1
+                continue
             start, known, blocks = sequence.computed_len, len(sequence.tokens), sequence.blocks
             count = min(known - start, cap, draft.budget)
             if count > 1:
@@ -220,12 +240,11 @@ class Scheduler:
         while tables.blocks_missing(sequence, end) > tables.pool.free_count:
             draft.out_of_memory = True
             victim = self.policy.victim(self._running)
+            self._preemptions += preempt(victim, draft, self._population, tables)
             if victim is sequence and tables.blocks_for(end) > tables.pool.usable:
                 self.finish(sequence, now)
                 draft.impossible.append(sequence)
-            else:
-                self._preempt(victim, draft)
-            if victim is sequence:
+            if sequence.status is not Status.RUNNING:
                 return False
         copy = tables.grow(sequence, end)
         if copy is not None:
@@ -234,65 +253,45 @@ class Scheduler:
 
     def _serve_waiting(self, draft: Draft) -> None:
         cap = self.config.long_prefill_tokens or draft.whole_budget
-        admitted = []
+        admitted: list[Sequence] = []
+        looked_at: set[Group | None] = {None}
         seats_kept = 0
         coming = self._tables.hashes_to_come(draft.rows)
         for sequence in self.policy.order(self._waiting, self._tables.cached_len_of):
-            if draft.budget == 0 or self._population.seats_taken + seats_kept + sequence.seats > self.config.max_seqs:
+            if sequence.group in looked_at and sequence.group is not None:
+                continue  # where the first of them stood
+            looked_at.add(sequence.group)
+            members = together(sequence)
+            seats = sum(member.seats for member in members)
+            if draft.budget == 0 or self._population.seats_taken + seats_kept + seats > self.config.max_seqs:
                 break
             if sequence in draft.preempted:
                 continue  # pushed out a moment ago: not back within the same step
-            if coming and self._tables.next_hash(sequence) in coming:
-                seats_kept += sequence.seats
+            if coming and self._tables.next_hash(members[0]) in coming:
+                seats_kept += seats
                 continue  # what it needs next is being computed: it will share that instead of computing it again
-            moves = self._tables.open(sequence, self.config.watermark_blocks if self._running else 0)
+            moves = self._tables.open(members, self.config.watermark_blocks if self._running else 0)
             if moves is None:
                 break  # those behind it must not overtake: it would starve
             draft.moves += moves
-            self._population.run(sequence)
-            admitted.append(sequence)
-            start, known = sequence.computed_len, len(sequence.tokens)
-            count = draft.chunk(start, min(known - start, cap, draft.budget), self.config.block_size)
-            if count > 0:
-                draft.add_row(sequence, start, count, start + count == known)
-                coming |= self._tables.hashes_to_come(draft.rows[-1:])
+            for member in members:
+                self._population.run(member)
+                admitted.append(member)
+                start, known = member.computed_len, len(member.tokens)
+                wanted = 0 if member.awaits else min(known - start, cap, draft.budget)
+                count = draft.chunk(start, wanted, self.config.block_size) if wanted else 0
+                if count > 0:
+                    draft.add_row(member, start, count, start + count == known)
+                    coming |= self._tables.hashes_to_come(draft.rows[-1:])
         self._population.leave_line(admitted)
 
-    # --- giving way ---
-
-    def _preempt(self, victim: Sequence, draft: Draft) -> None:
-        """Takes a running sequence's blocks and puts it first in the queue: swapped out where the tier has room, to be
-        recomputed elsewhere. What this step had given to it is taken back."""
-        position = self._running.index(victim)
-        if position < draft.cursor:
-            draft.cursor -= 1
-            draft.take_back_row(victim)
-        moves = self._tables.swap_out(victim)
-        if moves is None:
-            draft.cancel_copy(victim)
-            self._to_queue(victim, Status.WAITING)
-        else:
-            draft.moves += moves  # behind its own copy-on-write, if it had one: the copy is what they read
-            self._to_queue(victim, Status.SWAPPED)
-        draft.preempted.append(victim)
-        victim.preemptions += 1
-        self._preemptions += 1
-
-    def _to_queue(self, sequence: Sequence, status: Status) -> None:
-        """From running to the front of the queue."""
-        self._steady = False
-        if status is Status.WAITING:
-            self._tables.close(sequence)
-            sequence.computed_len = 0
-        self._population.return_to_line(sequence, status)
-
     def _shed(self, now: float) -> tuple[Sequence, ...]:
-        shed = tuple(self.policy.shed(self._waiting, now))
-        for sequence in shed:
+        chosen = dict.fromkeys(member for each in self.policy.shed(self._waiting, now) for member in together(each))
+        for sequence in chosen:
             if sequence.status not in (Status.WAITING, Status.SWAPPED):
                 raise ValueError(f"sequence {sequence.sequence_id} does not wait, so it cannot be shed")
             self.finish(sequence, now)
-        return shed
+        return tuple(chosen)
 
     def _check_new(self, sequence: Sequence) -> None:
         if self._population.knows(sequence.sequence_id) or sequence.status is not Status.WAITING or sequence.blocks:

@@ -10,6 +10,8 @@ import enum
 from array import array
 from dataclasses import dataclass, field
 
+from puna.sched.group import Group
+
 
 class Status(enum.Enum):
     WAITING = "waiting"  # never ran, or was preempted by recompute: holds no blocks
@@ -39,6 +41,7 @@ class Sequence:
     cache_salt: str = ""
     reuse_prefix: bool = True
     seats: int = 1  # running slots it needs; n before a request's n samples are forked, 1 after
+    group: Group | None = None  # it and its forks
 
     # Owned by the scheduler from here on.
     status: Status = Status.WAITING
@@ -46,6 +49,7 @@ class Sequence:
     cached_len: int = 0  # of those, tokens that came from the prefix cache when it was last admitted
     blocks: list[int] = field(default_factory=list)  # the block table
     block_hashes: list[bytes] = field(default_factory=list)  # of full blocks, computed once as tokens arrive
+    awaits: int = 0  # blocks at the start of its table that others of its group are computing for it
     preemptions: int = 0
 
     @property

@@ -54,6 +54,10 @@ class FakeKV:
             wanted = (sequence.tokens[position], position, chain[position])
             assert found == wanted, f"sequence {sequence.sequence_id}, position {position}: holds {found}, not {wanted}"
 
+    def forget(self, sequence: Sequence) -> None:
+        """Its tokens are others than they were."""
+        self._chains.pop(sequence.sequence_id, None)
+
     def _chain(self, sequence: Sequence) -> list[int]:
         chain = self._chains.setdefault(sequence.sequence_id, [])
         parent = chain[-1] if chain else hash((sequence.extra_keys, sequence.cache_salt))

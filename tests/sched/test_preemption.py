@@ -69,20 +69,20 @@ def test_a_victim_that_was_served_in_this_step_gives_its_row_and_budget_back() -
 @pytest.mark.parametrize("tier_blocks", [0, 8])
 def test_the_copy_of_a_victim_is_cancelled_or_made_before_it_is_swapped_out(tier_blocks: int) -> None:
     bench = Bench(num_blocks=6, policy=Priority(), prefix_cache=False, tier_blocks=tier_blocks)
-    parent = bench.add([1] * 5, priority=5, room=8, seats=2)
+    parent = bench.add([1] * 5, priority=5, room=3, seats=2)
     bench.step()
     important = bench.add([2] * 8, priority=0, room=8)
     bench.step()
-    child = bench.fork(parent, arrival=-1.0)  # the parent gives way before it
+    child = bench.fork(parent)
     head, shared = parent.blocks
-    step = bench.step()  # parent splits from child, then the important one needs the very block it split into
-    assert step.preempted == (parent,)
-    assert rows(step) == [(1, 8, 1, True), (2, 6, 1, True)]
-    taken = important.blocks[-1]
-    copied = [(MOVE_COPY, shared, taken), (MOVE_OUT, head, 0), (MOVE_OUT, taken, 1)]
+    free = bench.scheduler._tables.pool._next[0]
+    step = bench.step()  # parent splits from child into the last free block, then the important one needs one
+    assert step.preempted == (parent, child)
+    assert rows(step) == [(1, 8, 1, True)]
+    copied = [(MOVE_COPY, shared, free), (MOVE_OUT, head, 0), (MOVE_OUT, free, 1), (MOVE_OUT, shared, 2)]
     assert list(step.moves) == (copied if tier_blocks else [])
-    bench.finish(important, child)
-    assert rows(bench.step()) == [(0, 6, 1, True) if tier_blocks else (0, 0, 7, True)]
+    bench.finish(important)
+    assert rows(bench.step()) == ([(0, 6, 1, True), (2, 6, 1, True)] if tier_blocks else [(0, 0, 7, True)])
 
 
 def test_cancelling_a_copy_leaves_an_earlier_one_into_the_same_block_alone() -> None:

@@ -11,9 +11,10 @@ import hypothesis.strategies as st
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from puna.errors import OverloadedError
+from puna.errors import MemoryBudgetError, OverloadedError
 from puna.sched.config import SchedulerConfig
 from puna.sched.fcfs import Fcfs
+from puna.sched.group import Group, common_with_fork, most_blocks
 from puna.sched.policy import CachedLen, Policy
 from puna.sched.priority import Priority
 from puna.sched.scheduler import Scheduler
@@ -49,6 +50,11 @@ class Capricious(Policy):
 
     def on_exit(self, sequence: Sequence, now: float) -> None:  # noqa: ARG002
         self.alive -= 1
+
+
+def group_of(sequence: Sequence) -> Group:
+    assert sequence.group is not None
+    return sequence.group
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -140,10 +146,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         )
         self.next_id += 1
         waiting = self.scheduler.stats().waiting + self.scheduler.stats().swapped
-        with contextlib.suppress(OverloadedError):
+        fits = most_blocks(sequence, self.config.block_size) <= self.config.usable_blocks
+        with contextlib.suppress(OverloadedError, MemoryBudgetError):
             self.scheduler.add(sequence, self.now)
             self.alive.append(sequence)
-        assert waiting > 0 or sequence in self.alive
+        assert waiting > 0 or (sequence in self.alive) == fits
+        assert fits or sequence.seats > 1
 
     @rule(data=st.data(), steps=st.integers(1, 6))
     def steps(self, data: st.DataObject, steps: int) -> None:
@@ -208,9 +216,25 @@ class SchedulerMachine(RuleBasedStateMachine):
         parent = data.draw(st.sampled_from([s for s in self.alive if s.status is Status.RUNNING]))
         try:
             self.fork_from(parent)
-        except OverloadedError:
-            assert parent.seats == 1
+        except (OverloadedError, MemoryBudgetError):
             assert self.scheduler.stats().running > 0
+
+    @precondition(lambda self: self.beams())
+    @rule(data=st.data())
+    def beam_step(self, data: st.DataObject) -> None:
+        """Beams are dropped for forks of others, in their seats."""
+        members = data.draw(st.sampled_from(self.beams()))
+        for dropped in data.draw(st.lists(st.sampled_from(members), max_size=3)):
+            kept = data.draw(st.sampled_from(members))
+            if kept is not dropped and common_with_fork(kept) >= group_of(kept).common_len:
+                self.scheduler.refork(kept, dropped)
+                self.kv.forget(dropped)
+                self.check()
+
+    def beams(self) -> list[list[Sequence]]:
+        groups = {id(s.group): s.group.members for s in self.alive if s.group is not None}
+        whole = [those for those in groups.values() if len(those) > 1 and not any(s.awaits for s in those)]
+        return [those for those in whole if self.runs(those[0])]
 
     @invariant()
     def everything_adds_up(self) -> None:
@@ -296,6 +320,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert stats.running == states.count(Status.RUNNING)
         assert stats.swapped == states.count(Status.SWAPPED)
         assert stats.waiting == states.count(Status.WAITING)
+        for group in {id(s.group): s.group for s in self.alive if s.group is not None}.values():
+            held = {block for member in group.members for block in member.blocks}
+            assert len(held) <= most_blocks(group.members[0], self.config.block_size)
         assert stats.blocks_used + stats.blocks_free == stats.blocks_total == self.config.num_blocks - 1
 
 
