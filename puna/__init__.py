@@ -9,13 +9,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from puna.engine.beam_api import BeamSearchParams
     from puna.engine.llm import LLM
     from puna.engine.params import SamplingParams
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "SamplingParams", "__version__"]
+__all__ = ["LLM", "BeamSearchParams", "SamplingParams", "__version__"]
 
-_HOMES = {"LLM": "puna.engine.llm", "SamplingParams": "puna.engine.params"}
+_HOMES = {
+    "BeamSearchParams": "puna.engine.beam_api",
+    "LLM": "puna.engine.llm",
+    "SamplingParams": "puna.engine.params",
+}
 
 
 def __getattr__(name: str) -> Any:

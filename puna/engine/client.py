@@ -66,8 +66,9 @@ class EngineHealth:
 
 @dataclass(eq=False)
 class _Stream:
-    """A live request: which samples still run, what arrived for it, and how many tokens in all. `said` counts the
-    messages that the engine was sent up to this request: what it tells of fewer is about an earlier one of its name."""
+    """A live request: which samples still run, what arrived for it, and how many tokens in all (of beams: how far they
+    are). `said` counts the messages that the engine was sent up to this request: what it tells of fewer is about an
+    earlier one of its name."""
 
     running: set[int]
     said: int
@@ -75,7 +76,9 @@ class _Stream:
     received: int = 0
 
     def put(self, update: SampleUpdate) -> None:
-        if update.index in self.running:
+        if update.searched_tokens:  # nothing for the reader yet
+            self.received = update.searched_tokens
+        elif update.index in self.running:
             self.received += len(update.token_ids)
             if update.finish_reason is not None:
                 self.running.discard(update.index)
@@ -145,7 +148,7 @@ class EngineClient:
         message = frame(request)
         self._said += 1
         self._writer.write(message)
-        running = set(range(request.params.n)) - set(request.done)
+        running = set(range(request.params.samples)) - set(request.done)
         stream = self._streams[request.request_id] = _Stream(set(running), self._said)
         open_samples = running
         try:

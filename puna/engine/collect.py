@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from puna.engine.output import SampleText
 from puna.engine.params import EngineRequest, FinishReason, PositionLogprobs, SampleUpdate
+from puna.engine.selection import best, mean_logprob
 
 if TYPE_CHECKING:
     from puna.engine.prompts import Prompt
@@ -29,7 +30,8 @@ class Logprob:
 class CompletionOutput:
     """One sample. `stop_reason`: the stop string or stop token id that ended it, None for an end-of-sequence token.
     `seed`: what it was drawn with (None where greedy); a request of its own with this seed draws the same.
-    `logprobs[i]` maps token ids to their log-probabilities at token i: the drawn one first, then the most likely."""
+    `score`: what best_of or beams chose it by. `logprobs[i]` maps token ids to their log-probabilities
+    at token i: the drawn one first, then the most likely."""
 
     index: int
     text: str
@@ -40,6 +42,7 @@ class CompletionOutput:
     stop_reason: str | int | None
     seed: int | None = None
     error: str | None = None
+    score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -67,11 +70,12 @@ class Collector:
         skip = request.params.skip_special_tokens
         self._samples = [
             SampleText(tokenizer.detokenizer(request.prompt_token_ids, skip_special_tokens=skip), request.params)
-            for _ in range(request.params.n)
+            for _ in range(request.params.samples)
         ]
         self._prompt_logprobs: list[PositionLogprobs | None] | None = None
         self._cached_tokens: int | None = None
         self._seeds: dict[int, int] = {}
+        self._scores: dict[int, float] = {}
 
     @property
     def finished(self) -> bool:
@@ -85,6 +89,8 @@ class Collector:
             self._cached_tokens = update.cached_tokens
         if update.seed is not None:
             self._seeds[update.index] = update.seed
+        if update.score is not None:
+            self._scores[update.index] = update.score
         return self._samples[update.index].push(update).abort
 
     def output(self) -> RequestOutput:
@@ -93,16 +99,24 @@ class Collector:
             prompt=self._prompt.text,
             prompt_token_ids=self.request.prompt_token_ids,
             prompt_logprobs=None if self._prompt_logprobs is None else [self._named(p) for p in self._prompt_logprobs],
-            outputs=[self._completion(index, sample) for index, sample in enumerate(self._samples)],
+            outputs=[self._completion(place, index) for place, index in enumerate(self._returned())],
             finished=self.finished,
             num_cached_tokens=self._cached_tokens,
             truncated_tokens=self._prompt.truncated_tokens,
         )
 
-    def _completion(self, index: int, sample: SampleText) -> CompletionOutput:
-        wanted = self.request.params.logprobs is not None
+    def _returned(self) -> list[int]:
+        """All samples or, with best_of, the best of them, the best first."""
+        params = self.request.params
+        if not params.chooses:
+            return list(range(len(self._samples)))
+        self._scores = {i: mean_logprob(sample.logprobs) for i, sample in enumerate(self._samples)}
+        return best(self._scores.values(), params.n)
+
+    def _completion(self, place: int, index: int) -> CompletionOutput:
+        sample, wanted = self._samples[index], self.request.params.logprobs is not None
         return CompletionOutput(
-            index=index,
+            index=place,
             text=sample.text,
             token_ids=sample.token_ids,
             cumulative_logprob=sample.cumulative_logprob,
@@ -111,6 +125,7 @@ class Collector:
             stop_reason=sample.stop_reason,
             seed=self._seeds.get(index),
             error=sample.error,
+            score=self._scores.get(index),
         )
 
     def _named(self, position: PositionLogprobs | None) -> dict[int, Logprob] | None:

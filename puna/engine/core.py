@@ -13,6 +13,7 @@ from collections.abc import Callable
 import msgspec
 
 from puna.engine.backend import Backend, open_backend
+from puna.engine.beam_keeper import BeamKeeper
 from puna.engine.config import EngineConfig
 from puna.engine.decoding import Decoding
 from puna.engine.door import DoorLimits, check_request
@@ -53,7 +54,10 @@ class Engine:
         self.config = config = self.backend.config
         self.max_model_len = self.backend.memory.max_model_len
         self.scheduler = open_scheduler(self.backend)
-        self.limits = DoorLimits(self.backend.model.program.vocab_size, self.max_model_len, config.max_seqs)
+        kv = self.backend.memory.kv
+        self.limits = DoorLimits(
+            self.backend.model.program.vocab_size, self.max_model_len, config.max_seqs, kv.num_blocks - 1, kv.block_size
+        )
         self.counters = EngineCounters()
         self._runner = Runner(config.max_seqs, self.max_model_len, config.block_size, self.limits.vocab_size)
         self._recorder: StepRecorder | None = open_recorder(self.backend)
@@ -61,6 +65,7 @@ class Engine:
         self._live: dict[str, LiveRequest] = {}
         self._outbox: list[SampleUpdate] = []
         self._maker = StreamMaker(self.limits)
+        self._beams = BeamKeeper(self.scheduler, self._runner, self._maker, self.counters, self._live)
         self._decoding: Decoding | None = None
         self._last_drawn: I32 | None = None
         model, vocab_size = self.backend.model, self.limits.vocab_size
@@ -105,9 +110,12 @@ class Engine:
         now = self._clock()
         live = LiveRequest(request)
         try:
-            for stream in self._maker.first_streams(request, now, grammar):
+            streams = self._maker.first_streams(request, now, grammar)
+            for stream in streams:
                 self.scheduler.add(stream.sequence, now, admitted=request.admitted)
                 live.streams.append(stream)
+            if (group := streams[0].beams) is not None:
+                live.streams = group.streams
         except Exception:
             for stream in live.streams:
                 self.scheduler.abort(stream.sequence, now)
@@ -127,6 +135,9 @@ class Engine:
         live = self._live.get(request_id)
         if live is None:
             self._compiling.remove(request_id)
+            return
+        if (group := live.streams[0].beams) is not None:
+            self._beams.abort(group, index, self._clock())
             return
         for stream in list(live.streams):
             for sample in list(stream.samples):
@@ -244,12 +255,15 @@ class Engine:
         places = self._fork(prepared, now)
         tokens = output.tokens[: len(prepared.drawn)].tolist()  # scored rows stand behind the drawn ones
         for s, ((_, sample), token) in enumerate(zip(prepared.drawn, tokens, strict=True)):
+            if places[sample].beams is not None:
+                continue
             if token >= 0:
                 self.scheduler.append(places[sample].sequence, token, now)
             updates += self._drawn(places[sample], sample, token, output, s)
         for _, sample, reason in prepared.faults:
             updates.append(ended(sample, "error", error=reason))
             self._end(places[sample], sample, "error")
+        updates += self._beams.deliver(prepared, output, now)
         return StepNews(updates)
 
     def _decoding_of(self, prepared: PreparedStep) -> Decoding | None:
@@ -342,7 +356,11 @@ class Engine:
 
     def _give_up(self, sequence: Sequence) -> list[SampleUpdate]:
         """Ends the samples of a sequence that the scheduler cannot or will not run."""
+        if not self._runner.knows(sequence):
+            return []  # its search has ended with another of its beams
         stream = self._runner.stream_of(sequence)
+        if stream.beams is not None:
+            return self._beams.give_up(stream.beams, GIVEN_UP, self._clock())
         updates = []
         for sample in list(stream.samples):
             updates.append(ended(sample, "error", error=GIVEN_UP))

@@ -34,7 +34,7 @@ class Decoding:
             prepared,
             Roster(tuple((sample.request_id, sample.index) for sample in samples)),
             [sample.recipe.last_ids for sample in samples],
-            {s for s, sample in enumerate(samples) if sample.recipe.params.logprobs is not None},
+            {s for s, sample in enumerate(samples) if sample.recipe.num_logprobs >= 0},
             [(row.number, *prepared.drawn[row.number]) for row in prepared.masked],
         )
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from puna.engine.params import EngineRequest
 from puna.errors import InputError
+from puna.sched.group import longest_len
 
 MAX_PROMPT_SCORES = 1 << 20  # log-probabilities that one request may want of its prompt; all come in one message
 
@@ -22,12 +23,21 @@ class DoorLimits:
     vocab_size: int
     max_model_len: int
     max_seqs: int
+    usable_blocks: int
+    block_size: int
 
 
 def room_for_output(request: EngineRequest, limits: DoorLimits) -> int:
-    """Most tokens that a sample of a checked request may have."""
-    room = limits.max_model_len - len(request.prompt_token_ids)
-    return room if request.params.max_tokens is None else min(room, request.params.max_tokens)
+    """Most tokens that a sample of a checked request may have: `max_tokens`, or what the context and, for those with
+    forks, the pool leaves."""
+    p, prompt_len = request.params, len(request.prompt_token_ids)
+    room = limits.max_model_len - prompt_len
+    if p.max_tokens is not None:
+        return min(room, p.max_tokens)
+    if p.seats == 1:
+        return room
+    longest = longest_len(prompt_len, p.seats, limits.usable_blocks, limits.block_size)
+    return max(1, min(room, longest - prompt_len))  # those that run together have to fit into the pool together
 
 
 def check_request(request: EngineRequest, limits: DoorLimits) -> None:
@@ -36,11 +46,7 @@ def check_request(request: EngineRequest, limits: DoorLimits) -> None:
         raise InputError("request_id is empty; give every request its own", param="request_id")
     _check_lengths(request, limits)
     p = request.params
-    if p.n > limits.max_seqs:
-        raise InputError(
-            f"n is {p.n}, but this engine runs {limits.max_seqs} sequences at once; lower n or raise max_seqs",
-            param="n",
-        )
+    _check_seats(request, limits)
     _check_prompt_scores(request)
     _check_ids("prompt", request.prompt_token_ids, limits)
     _check_ids("stop_token_ids", p.stop_token_ids, limits)
@@ -81,6 +87,27 @@ def _check_lengths(request: EngineRequest, limits: DoorLimits) -> None:
         )
 
 
+def _check_seats(request: EngineRequest, limits: DoorLimits) -> None:
+    p = request.params
+    name = "beam_width" if p.beam_width else "best_of" if p.chooses else "n"
+    if p.seats > limits.max_seqs:
+        raise InputError(
+            f"{name} is {p.seats}, but this engine runs {limits.max_seqs} sequences at once; lower {name} or raise "
+            "max_seqs",
+            param=name,
+        )
+    if p.beam_width and p.beam_width > limits.vocab_size - len({*request.eos_token_ids, *p.stop_token_ids}):
+        raise InputError(
+            f"beam_width is {p.beam_width}, but this model has {limits.vocab_size} tokens, those that end an answer "
+            "included, and each beam begins with another; lower it",
+            param=name,
+        )
+    if p.beam_width and (any(request.delivered) or request.done):
+        raise InputError(
+            "beams begin anew, so nothing of them can have been delivered; leave it out", param="delivered"
+        )
+
+
 def _check_prompt_scores(request: EngineRequest) -> None:
     wanted, prompt_len = request.params.prompt_logprobs, len(request.prompt_token_ids)
     if wanted is not None and (scores := prompt_len * (wanted + 1)) > MAX_PROMPT_SCORES:
@@ -117,13 +144,13 @@ def _check_contradictions(request: EngineRequest) -> None:
 
 
 def _check_delivered(request: EngineRequest, limits: DoorLimits) -> None:
-    if len(request.delivered) > request.params.n:
+    samples = request.params.samples
+    drawn = f"{'best_of' if request.params.chooses else 'n'} is {samples}"
+    if len(request.delivered) > samples:
+        raise InputError(f"delivered has {len(request.delivered)} samples, but {drawn}", param="delivered")
+    if any(not 0 <= index < samples for index in request.done) or len(set(request.done)) >= samples:
         raise InputError(
-            f"delivered has {len(request.delivered)} samples, but n is {request.params.n}", param="delivered"
-        )
-    if any(not 0 <= index < request.params.n for index in request.done) or len(set(request.done)) >= request.params.n:
-        raise InputError(
-            f"done names samples {request.done[:10]}, but n is {request.params.n}, and one has to be left to draw",
+            f"done names samples {request.done[:10]}, but {drawn}, and one has to be left to draw",
             param="done",
         )
     room = room_for_output(request, limits)

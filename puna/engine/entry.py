@@ -1,19 +1,22 @@
 """From a request to the sequences that the scheduler runs for it.
 
-Normally one sequence for all n samples, forked when the prompt is computed; where a resumed request's samples already
-differ, one each. Knows requests, recipes and the context limit; does not know who runs sequences.
+Normally one sequence for all n samples or beams, forked when the prompt is computed; where a resumed request's samples
+already differ, one each, which wait and run together as forks do. Knows requests, recipes and the context
+limit; does not know who runs sequences.
 """
 
 from __future__ import annotations
 
 from array import array
 
+from puna.engine.beam_group import open_search
 from puna.engine.door import DoorLimits, room_for_output
 from puna.engine.grammars import Compiling
 from puna.engine.live import PromptScores, Sample, Stream
 from puna.engine.matcher import Matcher
 from puna.engine.params import EngineRequest
 from puna.engine.sampling import compile_recipe
+from puna.sched.group import Group
 from puna.sched.sequence import Sequence
 
 
@@ -29,7 +32,7 @@ class StreamMaker:
         p, prompt_len = request.params, len(request.prompt_token_ids)
         samples = [
             Sample(request.request_id, i, compile_recipe(p, i, prompt_len, request.eos_token_ids, request.bad_word_ids))
-            for i in range(p.n)
+            for i in range(p.samples)
         ]
         form = p.structured_outputs
         if grammar is not None and form is not None:
@@ -37,14 +40,22 @@ class StreamMaker:
                 ends = sample.recipe.eos_ids | sample.recipe.stop_ids
                 sample.matcher = Matcher(grammar.matcher(form.named), grammar.ends, ends)
         if any(request.delivered) or request.done:
-            missing: list[list[int]] = [[]] * (p.n - len(request.delivered))
+            missing: list[list[int]] = [[]] * (p.samples - len(request.delivered))
             resumed = zip(samples, [*request.delivered, *missing], strict=True)
-            return [
+            streams = [
                 self._resumed(request, sample, tokens, arrival)
                 for sample, tokens in resumed
                 if sample.index not in request.done
             ]
-        stream = Stream(self._sequence(request, [], p.n, arrival), samples)
+            if len(streams) > 1:
+                group = Group([stream.sequence for stream in streams], prompt_len)
+                for stream in streams:
+                    stream.sequence.group = group
+            return streams
+        stream = Stream(self._sequence(request, [], p.seats, arrival), samples)
+        if p.beam_width:
+            longest = stream.sequence.max_total_len - prompt_len
+            open_search(request, samples[0].recipe, stream, longest, self._limits.vocab_size)
         if p.prompt_logprobs is not None:
             stream.scores = PromptScores(request.prompt_token_ids, p.prompt_logprobs)
             stream.sequence.reuse_prefix = prompt_len == 1

@@ -7,6 +7,7 @@ has its own. Prompt scores are collected here while the prompt is computed in ch
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from puna.engine.params import EngineRequest, PositionLogprobs, TokenLogprob
 from puna.engine.sampling import Recipe
 from puna.kernels.batch import StepOutput
 from puna.sched.sequence import Sequence
+
+if TYPE_CHECKING:
+    from puna.engine.beam_group import BeamGroup
 
 
 @dataclass(slots=True, eq=False)
@@ -74,7 +78,8 @@ def position_logprobs(
 
 @dataclass(slots=True, eq=False)
 class Stream:
-    """A sequence and the samples that are drawn from it: all n before the fork, one after.
+    """A sequence and the samples that are drawn from it: all n before the fork, one after. Of a search it is one of the
+    `beams`, and what stands for a sample only says how to look for candidates.
 
     `slot` is the runner's row (-1: none), of which `known_len` tokens are written. `begun_s`: when its first step
     began, on the engine's clock.
@@ -86,6 +91,7 @@ class Stream:
     slot: int = -1
     known_len: int = 0
     begun_s: float | None = None
+    beams: BeamGroup | None = None
 
     @property
     def queue_s(self) -> float:

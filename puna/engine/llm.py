@@ -16,6 +16,7 @@ from collections.abc import Sequence as SequenceOf
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
+from puna.engine.beam_api import BeamSearchOutput, BeamSearchParams, beam_output
 from puna.engine.collect import Collector, RequestOutput
 from puna.engine.config import config_from
 from puna.engine.core import Engine
@@ -84,6 +85,12 @@ class LLM:
         extra = dict(chat_template_kwargs or {})
         model, limits = self.engine.backend.model, self._limits(params)
         return self._run(chat_prompts(model, conversations, add_generation_prompt, extra, limits), params, use_tqdm, 0)
+
+    def beam_search(self, prompts: Any, params: BeamSearchParams, *, use_tqdm: bool = False) -> list[BeamSearchOutput]:
+        """The best `params.beam_width` completions of each prompt that beam search finds. `prompts` as for `generate`,
+        which takes `SamplingParams(beam_width=...)` too."""
+        outputs = self.generate(prompts, params.sampling_params(), use_tqdm=use_tqdm)
+        return [beam_output(output, self.get_tokenizer()) for output in outputs]
 
     def get_tokenizer(self) -> Tokenizer:
         return self.engine.backend.model.tokenizer

@@ -26,6 +26,7 @@ class Meter:
         self.prompt_tokens = 0
         self.cached_tokens = 0
         self.generated_tokens = 0
+        self.discarded_tokens = 0
         self.refused = 0
         self.finished: dict[FinishReason, int] = dict.fromkeys(REASONS, 0)
         self.first_token_s = Histogram(FIRST_TOKEN_S)
@@ -74,9 +75,11 @@ class RequestWatch:
     def generated_tokens(self) -> int:
         return sum(answer.tokens for answer in self.answers)
 
-    def note(self, index: int, tokens: int, finish_reason: FinishReason | None) -> None:
-        """So many tokens of sample `index` have come, and it may have ended."""
+    def note(self, index: int, tokens: int, finish_reason: FinishReason | None, discarded_tokens: int = 0) -> None:
+        """So many tokens of answer `index` have come, and it may have ended; so many more were drawn for answers that
+        nobody gets."""
         now, meter, answer = time.monotonic(), self.meter, self.answers[index]
+        meter.discarded_tokens += discarded_tokens
         if tokens:
             if answer.last_s:
                 meter.token_gap_s.observe(now - answer.last_s)

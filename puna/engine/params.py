@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from puna.engine.beams import EarlyStopping
+from puna.engine.selection import MAX_LENGTH_PENALTY, check_selection
 from puna.engine.structure import StructuredOutputs
 from puna.errors import InputError
 
@@ -31,7 +33,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     penalties, (greedy rows: argmax), temperature, min-p, top-k, top-p, draw. Log-probabilities are of the raw logits.
     """
 
-    n: int = 1
+    n: int = 1  # answers
     temperature: float = 1.0
     top_k: int = 0  # 0 or -1: off
     top_p: float = 1.0
@@ -54,9 +56,34 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     skip_special_tokens: bool = True
     truncate_prompt_tokens: int | None = None  # cut a longer prompt to so many; -1: to what the answer leaves
     structured_outputs: StructuredOutputs | None = None
+    best_of: int | None = None  # draw so many samples, and return the n of highest mean log-probability
+    beam_width: int | None = None  # search instead of drawing: the n best of so many beams
+    length_penalty: float = 1.0  # of beams: above 0 favours long answers
+    early_stopping: EarlyStopping = False  # of beams: see puna.engine.beams
 
     def __post_init__(self) -> None:
         _check(self)
+        check_selection(self)
+
+    @property
+    def samples(self) -> int:
+        """Samples that the engine brings: more than n where the best are chosen among them."""
+        return self.best_of or self.n
+
+    @property
+    def seats(self) -> int:
+        """Sequences that run for it at once."""
+        return self.beam_width or self.samples
+
+    @property
+    def chooses(self) -> bool:
+        """Whether samples are drawn that are not returned."""
+        return self.samples > self.n
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        """As `logprobs`, but that choosing needs those of the tokens that were drawn."""
+        return 0 if self.logprobs is None and self.chooses else self.logprobs
 
     @property
     def stops(self) -> list[str]:
@@ -65,6 +92,14 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
 def _check(p: SamplingParams) -> None:
     _between("n", p.n, 1, MAX_SAMPLES)
+    for name in ("best_of", "beam_width"):
+        if getattr(p, name) is not None:
+            _between(name, getattr(p, name), 1, MAX_SAMPLES)
+    _between("length_penalty", p.length_penalty, -MAX_LENGTH_PENALTY, MAX_LENGTH_PENALTY)
+    if type(p.early_stopping) is not bool and p.early_stopping != "never":
+        raise InputError(
+            f'early_stopping is {str(p.early_stopping)[:40]!r}; it takes true, false or "never"', param="early_stopping"
+        )
     _between("temperature", p.temperature, 0.0, 100.0)
     _between("top_k", p.top_k, -1, 2**31 - 1)
     _between("top_p", p.top_p, 0.0, 1.0, open_low=True)
@@ -158,9 +193,10 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """What the client sends. `params.seed` is always set (drawn by the client where the user gave none).
 
     `eos_token_ids` end a sample unless `params.ignore_eos`. `bad_word_ids`: each bad word as the token sequences that
-    spell it. The last three are for going on after an engine died. `delivered[i]`: tokens of sample i that the client
-    already has, behind which generation goes on. `done`: samples that ended before and are not drawn again. `admitted`:
-    an engine took it before, so that the queue takes it however full it is.
+    spell it. The last three are for going on after an engine died (beams begin anew then: nothing of them was
+    delivered). `delivered[i]`: tokens of sample i that the client already has, behind which generation goes on.
+    `done`: samples that ended before and are not drawn again. `admitted`: an engine took it before, so that the queue
+    takes it however full it is.
     """
 
     request_id: str
@@ -177,8 +213,9 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class SampleUpdate(msgspec.Struct, frozen=True, kw_only=True):
-    """New tokens of one sample in one step. Where `finish_reason` is "stop", the last of `token_ids` ended it:
-    `stop_token_id` names it if it is one of `stop_token_ids`, and is None if it is an end-of-sequence token."""
+    """New tokens of one sample in one step; of an answer that beams found, all tokens at once. Where
+    `finish_reason` is "stop", the last of `token_ids` ended it: `stop_token_id` names it if it is one of
+    `stop_token_ids`, and is None if it is an end-of-sequence token."""
 
     request_id: str
     index: int  # sample number, 0 .. n-1
@@ -191,3 +228,6 @@ class SampleUpdate(msgspec.Struct, frozen=True, kw_only=True):
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
     error: str | None = None
+    score: float | None = None  # of an answer that beams found
+    discarded_tokens: int = 0  # drawn for answers that are not returned; with the first news of a request
+    searched_tokens: int = 0  # how far beams have come that bring nothing yet; then there is nothing else in it

@@ -65,6 +65,13 @@ class Runner:
         del self._streams[stream.sequence.sequence_id]
         self._release(stream)
 
+    def forget(self, stream: Stream) -> None:
+        """Its sequence has other tokens and blocks than before: they are written anew."""
+        self._release(stream)
+
+    def knows(self, sequence: Sequence) -> bool:
+        return sequence.sequence_id in self._streams
+
     def stream_of(self, sequence: Sequence) -> Stream:
         return self._streams[sequence.sequence_id]
 
@@ -98,7 +105,7 @@ class Runner:
         draws, drawn, faults = self._draws(step, streams, query_start)
         scores, scored = self._scores(step, streams, query_start, len(drawn))
         one_each = ahead is not None and len(drawn) == rows > 0 and not (scored or faults or step.moves)
-        one_each = one_each and all(len(stream.samples) == 1 for stream in streams)
+        one_each = one_each and all(len(stream.samples) == 1 and stream.beams is None for stream in streams)
         if one_each and ahead is not None:
             draws.position = ahead[1]
         masked = [MaskedRow(s, sample.matcher) for s, (_, sample) in enumerate(drawn) if sample.matcher is not None]

@@ -39,6 +39,7 @@ class Recipe:
     allowed: I32
     bias_ids: I32
     bias_values: F32
+    num_logprobs: int  # -1: none
     plain: bool
     last_ids: frozenset[int]  # a token of these may be the last one: `eos_ids`, `stop_ids`, and no token at all
 
@@ -87,6 +88,7 @@ def compile_recipe(
         allowed=allowed,
         bias_ids=np.array([token for token, _ in bias], dtype=np.int32),
         bias_values=np.array([value for _, value in bias], dtype=np.float32),
+        num_logprobs=-1 if params.wanted_logprobs is None else params.wanted_logprobs,
         plain=not (len(allowed) or bias or bad_words or params.min_tokens),
         last_ids=eos | stop | {NO_TOKEN, NOTHING_LEFT},
     )
@@ -104,7 +106,7 @@ class SamplingTable:
 
     def write(self, slot: int, recipe: Recipe) -> None:
         p = recipe.params
-        self._whole[:, slot] = (-1 if p.logprobs is None else p.logprobs, max(0, p.top_k), recipe.prompt_len)
+        self._whole[:, slot] = (recipe.num_logprobs, max(0, p.top_k), recipe.prompt_len)
         self._real[:, slot] = (
             p.temperature,
             p.top_p,

@@ -226,7 +226,7 @@ class Supervisor:
         suspect = self._trials.on_trial
         if suspect is not None and self._engines.get(suspect) is client:
             name = suspect.request.request_id
-            self._trials.note_progress(client.received(name), runs=client.runs(name))
+            self._trials.note_progress(suspect.gained(client.received(name)), runs=client.runs(name))
             if self._trials.on_trial is None:
                 self._announce()
         if self._trials.choose() is not None:
@@ -235,7 +235,10 @@ class Supervisor:
             self._announce()
 
     def _note_death(self, client: EngineClient, how: str) -> None:
-        alive = [(self._live[name], tokens) for name, tokens in client.alive_at_end.items() if name in self._live]
+        brought = [(self._live[name], tokens) for name, tokens in client.alive_at_end.items() if name in self._live]
+        alive = [(live, live.gained(tokens)) for live, tokens in brought]
+        for live, tokens in brought:
+            live.reached = max(live.reached, tokens)
         log.error("the engine (pid %d) %s with %d requests alive", client.info.pid, how, len(alive))
         if client.brought_tokens or self._trials.on_trial is not None:  # a death in a trial has its cause
             self._in_vain = 0

@@ -196,7 +196,7 @@ def test_random_crowds_in_tight_memory_get_what_each_gets_alone(make_engine: Eng
         wanted |= run(lone, one)
     block_bytes = lone.config.kv_bytes // lone.backend.memory.kv.num_blocks
     engine = make_engine(
-        kv_bytes=block_bytes * 11,
+        kv_bytes=block_bytes * 12,
         max_model_len=128,
         budget_tokens=int(random.integers(2, 40)),
         swap_bytes=int(random.integers(0, 2)) * (1 << 18),
