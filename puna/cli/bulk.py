@@ -51,6 +51,7 @@ class _Sample:
     token_ids: list[int] = field(default_factory=list)
     finish_reason: str = ""
     seed: int | None = None
+    score: float | None = None
 
 
 @dataclass
@@ -67,7 +68,10 @@ class _Job:
     def record(self) -> Record:
         if isinstance(self.line, BadLine) or self.error is not None:
             return Record(id=self.line.id, line=self.line.number, error=self.error)
-        outputs = [Sample(i, "".join(s.text), s.token_ids, s.finish_reason, s.seed) for i, s in enumerate(self.samples)]
+        outputs = [
+            Sample(i, "".join(s.text), s.token_ids, s.finish_reason, s.seed, s.score)
+            for i, s in enumerate(self.samples)
+        ]
         return Record(
             id=self.line.id,
             line=self.line.number,
@@ -133,6 +137,7 @@ def _advance(local: LocalModel, delta: LocalDelta, running: dict[str, _Job], sum
     job.cached_tokens = max(job.cached_tokens, delta.cached_tokens or 0)
     sample.finish_reason = delta.finish_reason or ""
     sample.seed = sample.seed if delta.seed is None else delta.seed
+    sample.score = delta.score
     if delta.error is not None:
         job.error = f"line {job.line.number}: {delta.error}"
     if job.done:

@@ -38,8 +38,13 @@ def generate(
     *,
     sampling: options.SamplingOptions,
     samples: Annotated[
-        int, typer.Option("--samples", rich_help_panel="Sampling", help="Answers a prompt (with --temperature).")
+        int,
+        typer.Option("--samples", rich_help_panel="Sampling", help="Answers a prompt (with --temperature, or beams)."),
     ] = 1,
+    best_of: options.BestOf = None,
+    beam_width: options.BeamWidth = None,
+    length_penalty: options.LengthPenalty = 1.0,
+    early_stopping: options.EarlyStopping = "false",
     engine: options.EngineOptions,
     max_seqs: options.MaxSeqs = 64,
     record: options.Record = None,
@@ -57,6 +62,10 @@ def generate(
         raise typer.BadParameter(f"prompt {prompts.index('') + 1} is empty", param_hint="prompts")
     params = sampling.params(
         n=samples,
+        best_of=best_of,
+        beam_width=beam_width,
+        length_penalty=length_penalty,
+        early_stopping={"true": True, "false": False}.get(early_stopping, early_stopping),
     )
     config = engine.config(
         model,

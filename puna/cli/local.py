@@ -20,9 +20,10 @@ from puna.cli.progress import PullProgress, loading
 from puna.engine.config import EngineConfig
 from puna.engine.core import Engine
 from puna.engine.output import SampleText
-from puna.engine.params import FinishReason, SamplingParams
+from puna.engine.params import FinishReason, SampleUpdate, SamplingParams
 from puna.engine.prompts import Prompt, chat_template, encode_within
 from puna.engine.request import make_request
+from puna.engine.selection import best, mean_logprob
 from puna.engine.truncation import fit_conversation, prompt_limit
 from puna.errors import EngineError, InputError, PunaError
 from puna.models.calls.formats import call_format, reasoning_marks
@@ -46,6 +47,7 @@ class LocalDelta:
     cached_tokens: int | None
     finish_reason: FinishReason | None
     error: str | None
+    score: float | None = None  # of an answer that was chosen among others
 
 
 class LocalModel:
@@ -62,6 +64,7 @@ class LocalModel:
         self._reasoning = reasoning_marks(self._template)
         self._default_max_tokens = default_max_tokens
         self._texts: dict[str, list[SampleText]] = {}
+        self._held: dict[str, list[SampleUpdate | None]] = {}  # with best_of: the first news of each sample
         self._ids = itertools.count()
 
     @classmethod
@@ -143,7 +146,7 @@ class LocalModel:
         skip = params.skip_special_tokens
         self._texts[request_id] = [
             SampleText(self.tokenizer.detokenizer(prompt_ids, skip_special_tokens=skip, shown=shown), params)
-            for _ in range(params.n)
+            for _ in range(params.samples)
         ]
         return request_id
 
@@ -154,12 +157,19 @@ class LocalModel:
         for _, error in news.refused:
             raise error
         for update in news:
-            sample = self._texts[update.request_id][update.index]
-            if sample.finished:
+            samples = self._texts[update.request_id]
+            sample = samples[update.index]
+            if sample.finished or update.searched_tokens:
                 continue
             delta = sample.push(update)
             if delta.abort:
                 self.engine.abort(update.request_id, update.index)
+            if sample.params.chooses:
+                held = self._held.setdefault(update.request_id, [None] * len(samples))
+                held[update.index] = held[update.index] or update
+                if all(each.finished for each in samples):
+                    deltas += _chosen(samples, [first for first in held if first is not None])
+                continue
             deltas.append(
                 LocalDelta(
                     update.request_id,
@@ -170,6 +180,7 @@ class LocalModel:
                     update.cached_tokens,
                     delta.finish_reason,
                     delta.error,
+                    update.score,
                 )
             )
         return deltas
@@ -178,6 +189,7 @@ class LocalModel:
         """Aborts the request where it still runs."""
         self.engine.abort(request_id)
         self._texts.pop(request_id, None)
+        self._held.pop(request_id, None)
 
     def answer(
         self,
@@ -196,6 +208,25 @@ class LocalModel:
                     yield delta
         finally:
             self.forget(request_id)
+
+
+def _chosen(samples: list[SampleText], firsts: list[SampleUpdate]) -> list[LocalDelta]:
+    """The best of finished samples, the best first."""
+    scores = [mean_logprob(sample.logprobs) for sample in samples]
+    return [
+        LocalDelta(
+            firsts[i].request_id,
+            place,
+            samples[i].text,
+            samples[i].token_ids,
+            firsts[i].seed,
+            firsts[i].cached_tokens,
+            samples[i].finish_reason,
+            samples[i].error,
+            scores[i],
+        )
+        for place, i in enumerate(best(scores, samples[0].params.n))
+    ]
 
 
 def _begin_tokenizer(model: LoadedModel) -> None:

@@ -82,6 +82,34 @@ Grammar = Annotated[
 AnyWhitespace = Annotated[
     bool, typer.Option("--any-whitespace", rich_help_panel=_FORM, help="JSON need not be compact.")
 ]
+BestOf = Annotated[
+    int | None,
+    typer.Option(
+        "--best-of",
+        rich_help_panel=_SAMPLING,
+        help="Draw so many answers, keep the --samples of highest mean log-probability.",
+    ),
+]
+BeamWidth = Annotated[
+    int | None,
+    typer.Option(
+        "--beam-width",
+        rich_help_panel=_SAMPLING,
+        help="Search with so many beams instead of drawing; --samples: answers to keep of them.",
+    ),
+]
+LengthPenalty = Annotated[
+    float,
+    typer.Option("--length-penalty", rich_help_panel=_SAMPLING, help="Of beams. Above 0 favours long answers."),
+]
+EarlyStopping = Annotated[
+    str,
+    typer.Option(
+        "--early-stopping",
+        rich_help_panel=_SAMPLING,
+        help="Of beams: true (when there are enough answers), false (when the best beam is no better) or never.",
+    ),
+]
 Backend = Annotated[
     str,
     typer.Option("--backend", rich_help_panel=_ENGINE, help="cpu: the native core. reference: NumPy, slow, readable."),

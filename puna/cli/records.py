@@ -48,6 +48,7 @@ class Sample(msgspec.Struct, frozen=True, omit_defaults=True):
     token_ids: list[int]
     finish_reason: str
     seed: int | None = None  # where it was drawn
+    score: float | None = None  # where it was chosen among others
 
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from puna.engine.output import SampleText
-from puna.engine.params import EngineRequest, PositionLogprobs, SampleUpdate, SamplingParams
+from puna.engine.params import EngineRequest, FinishReason, PositionLogprobs, SampleUpdate, SamplingParams
 from puna.errors import EngineError, OverloadedError
 from puna.server.answers import CompletionTokensDetails, PromptTokensDetails, Usage
 from puna.server.asked import ASKED
+from puna.server.best_of import best_samples
 from puna.server.errors import DeadlineError
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ class Heading:
 @dataclass(frozen=True)
 class Delta:
     """News of one choice. `seed`, `cached_tokens` and `prompt_logprobs` come with the first delta of a choice.
-    `stop_reason`: the stop string or token that ended it, or DEADLINE."""
+    `stop_reason`: the stop string or token that ended it, or DEADLINE. `discarded_tokens`: drawn for choices that are
+    not returned; with a prompt's first delta."""
 
     index: int
     text: str
@@ -55,8 +57,9 @@ class Delta:
     prompt_logprobs: list[PositionLogprobs | None] | None = None
     cached_tokens: int | None = None
     seed: int | None = None
-    finish_reason: str | None = None
+    finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
+    discarded_tokens: int = 0
 
     def without_answer(self) -> Delta:
         """The same news with nothing generated: for a client that only wants its prompt scored."""
@@ -118,7 +121,7 @@ async def answer(
     try:
         async with aclosing(_all(client, tokenizer, requests, until, shown)) as deltas:
             async for delta in deltas:
-                tenant.spend(len(delta.token_ids))
+                tenant.spend(len(delta.token_ids) + delta.discarded_tokens)
                 has_begun = has_begun or bool(delta.token_ids)
                 if delta.stop_reason == DEADLINE and delta.finish_reason == "length" and not has_begun:
                     raise DeadlineError(
@@ -179,41 +182,60 @@ async def _one(
     shown: frozenset[int],
 ) -> AsyncGenerator[Delta]:
     params = request.params
-    texts = [_sample_text(tokenizer, request.prompt_token_ids, params, shown) for _ in range(params.n)]
-    running = params.n
     with _watch(client, request) as watch:
-        async with aclosing(client.generate(request)) as updates:
-            async for update in updates if until is None else _in_time(updates, until):
-                sample = texts[update.index]
-                if sample.finished:
-                    continue
-                delta = sample.push(update)
-                if update.cached_tokens is not None:
-                    watch.note_start(update.cached_tokens, update.queue_s or 0.0)
-                if delta.finish_reason in ("error", "abort"):
-                    raise EngineError(delta.error or "the engine ended this request before it was done; send it again")
-                running -= delta.finish_reason is not None
-                watch.note(update.index, len(delta.token_ids), delta.finish_reason)
-                if delta.abort and running:
-                    await client.abort(request.request_id, update.index)
-                yield Delta(
-                    index=first_index + update.index,
-                    text=delta.text,
-                    token_ids=delta.token_ids,
-                    logprobs=delta.logprobs or [],
-                    prompt_logprobs=update.prompt_logprobs,
-                    cached_tokens=update.cached_tokens,
-                    seed=update.seed,
-                    finish_reason=delta.finish_reason,
-                    stop_reason=delta.stop_reason,
-                )
-                if not running:
-                    return  # closing `updates` aborts what a stop string cut short
-        for index, sample in enumerate(texts):
-            if not sample.finished:  # its time is over
-                watch.note(index, 0, "length")
-                held = sample.push(SampleUpdate(request_id="", index=index, token_ids=[], finish_reason="length")).text
-                yield Delta(first_index + index, held, [], [], finish_reason="length", stop_reason=DEADLINE)
+        deltas = _drawn(client, tokenizer, request, first_index, until, shown, watch)
+        if params.chooses:
+            deltas = best_samples(deltas, params, first_index)
+        async with aclosing(deltas):
+            async for delta in deltas:
+                watch.note(delta.index - first_index, len(delta.token_ids), delta.finish_reason, delta.discarded_tokens)
+                yield delta
+
+
+async def _drawn(
+    client: Supervisor,
+    tokenizer: Tokenizer,
+    request: EngineRequest,
+    first_index: int,
+    until: float | None,
+    shown: frozenset[int],
+    watch: RequestWatch,
+) -> AsyncGenerator[Delta]:
+    """Deltas of all samples, as the engine brings them."""
+    params = request.params
+    texts = [_sample_text(tokenizer, request.prompt_token_ids, params, shown) for _ in range(params.samples)]
+    running = params.samples
+    async with aclosing(client.generate(request)) as updates:
+        async for update in updates if until is None else _in_time(updates, until):
+            sample = texts[update.index]
+            if sample.finished:
+                continue
+            delta = sample.push(update)
+            if update.cached_tokens is not None:
+                watch.note_start(update.cached_tokens, update.queue_s or 0.0)
+            if delta.finish_reason in ("error", "abort"):
+                raise EngineError(delta.error or "the engine ended this request before it was done; send it again")
+            running -= delta.finish_reason is not None
+            if delta.abort and running:
+                await client.abort(request.request_id, update.index)
+            yield Delta(
+                index=first_index + update.index,
+                text=delta.text,
+                token_ids=delta.token_ids,
+                logprobs=delta.logprobs or [],
+                prompt_logprobs=update.prompt_logprobs,
+                cached_tokens=update.cached_tokens,
+                seed=update.seed,
+                finish_reason=delta.finish_reason,
+                stop_reason=delta.stop_reason,
+                discarded_tokens=update.discarded_tokens,
+            )
+            if not running:
+                return  # closing `updates` aborts what a stop string cut short
+    for index, sample in enumerate(texts):
+        if not sample.finished:  # its time is over
+            held = sample.push(SampleUpdate(request_id="", index=index, token_ids=[], finish_reason="length")).text
+            yield Delta(first_index + index, held, [], [], finish_reason="length", stop_reason=DEADLINE)
 
 
 async def _in_time(updates: AsyncGenerator[SampleUpdate], until: float) -> AsyncGenerator[SampleUpdate]:

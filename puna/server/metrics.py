@@ -108,6 +108,12 @@ def _own_families(serving: Serving) -> Iterator[Family]:
     yield _one("puna:engine_restarts_total", "counter", "Engines that replaced another.", client.restarts)
     yield _one("puna:engine_culprits_total", "counter", "Requests given up because they end engines.", client.culprits)
     yield _one("puna:engine_up", "gauge", "1 while there is an engine.", float(client.state == "running"))
+    yield _one(
+        "puna:discarded_tokens_total",
+        "counter",
+        "Tokens drawn for answers that were not returned, by best_of and beam search.",
+        client.meter.discarded_tokens,
+    )
     yield _one("puna:requests_refused_total", "counter", "Requests the engine turned away.", client.meter.refused)
     yield _one("puna:http_cpu_seconds_total", "counter", "Processor time of the HTTP process.", time.process_time())
     yield Family("puna:build_info", "gauge", "Always 1.", [({"version": puna.__version__}, 1)])

@@ -48,9 +48,10 @@ class Drawing(Guided, frozen=True, kw_only=True):
     priority: int | None = None
     cache_salt: str | None = None
     deadline_s: float | None = None
+    use_beam_search: bool | None = None
+    length_penalty: float | None = None
+    early_stopping: bool | str | None = None
     # Fields of other servers whose features are not here.
-    use_beam_search: Any = None
-    length_penalty: Any = None
     chat_template: Any = None
     chat_template_kwargs: Any = None
     continue_final_message: Any = None
@@ -62,6 +63,7 @@ class Common(Drawing, frozen=True, kw_only=True):
 
     stream_options: StreamOptions | None = None
     n: int | None = None
+    best_of: int | None = None
     max_tokens: int | None = None
     stop: str | list[str] | None = None
     prompt_logprobs: int | None = None
@@ -102,7 +104,6 @@ class CompletionRequest(Common, frozen=True, kw_only=True):
     prompt: str | list[Any]
     echo: bool | None = None
     logprobs: int | None = None
-    best_of: int | None = None
     suffix: Any = None
 
 
@@ -116,8 +117,6 @@ OFF_VALUES: dict[str, tuple[Any, ...]] = {
     "verbosity": (None,),
     "web_search_options": (None,),
     "suffix": (None, ""),
-    "use_beam_search": (None, False),
-    "length_penalty": (None, 1, 1.0),
     "chat_template": (None,),
     "logits_processors": (None, []),
 }
@@ -150,9 +149,11 @@ def refuse_unsupported(body: ChatRequest | CompletionRequest) -> None:
             )
     if isinstance(body, ChatRequest):
         _check_chat(body)
-    elif body.best_of is not None and body.best_of != (body.n or 1):
-        raise _unsupported(
-            f"best_of is {body.best_of} and n is {body.n or 1}; only equal values are supported", "best_of"
+    if body.stream and (body.use_beam_search or (body.best_of or 0) > (body.n or 1)):
+        what = "use_beam_search" if body.use_beam_search else "best_of"
+        raise RequestError(
+            f"which answers are returned is known when all are done, so {what} cannot be streamed; leave out stream",
+            param="stream",
         )
 
 

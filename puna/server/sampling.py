@@ -10,7 +10,7 @@ from typing import Any
 
 from puna.engine.params import SamplingParams
 from puna.errors import InputError
-from puna.server.requests import ChatRequest, CompletionRequest, Drawing
+from puna.server.requests import ChatRequest, Common, CompletionRequest, Drawing
 from puna.server.structure import ResponseFormat, TextFormat, form_of
 
 COMPLETION_MAX_TOKENS = 16
@@ -40,7 +40,7 @@ _SAME = (
 
 
 def chat_params(body: ChatRequest) -> SamplingParams:
-    wanted = given(body, response_format=body.response_format)
+    wanted = given(body, response_format=body.response_format) | _selection(body)
     wanted["max_tokens"] = body.max_tokens if body.max_tokens is not None else body.max_completion_tokens
     if body.logprobs:
         wanted["logprobs"] = body.top_logprobs or 0
@@ -51,7 +51,7 @@ def chat_params(body: ChatRequest) -> SamplingParams:
 
 def completion_params(body: CompletionRequest) -> SamplingParams:
     """`max_tokens: 0` with `echo` becomes one token, which `only_echo` says to drop."""
-    wanted = given(body, response_format=body.response_format)
+    wanted = given(body, response_format=body.response_format) | _selection(body)
     wanted["max_tokens"] = COMPLETION_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     if only_echo(body):
         if body.min_tokens:
@@ -66,6 +66,15 @@ def completion_params(body: CompletionRequest) -> SamplingParams:
     if body.echo and body.logprobs is not None:
         wanted["prompt_logprobs"] = max(body.logprobs, body.prompt_logprobs or 0)
     return SamplingParams(**wanted)
+
+
+def _selection(body: Common) -> dict[str, Any]:
+    """best_of or, with use_beam_search, the width: `best_of` beams, or `n` of them where all are returned."""
+    named = {"length_penalty": body.length_penalty, "early_stopping": body.early_stopping}
+    wanted = {name: value for name, value in named.items() if value is not None}
+    if body.use_beam_search:
+        return wanted | {"beam_width": body.best_of or body.n or 1}
+    return wanted if body.best_of is None else wanted | {"best_of": body.best_of}
 
 
 def check_token_ids(params: SamplingParams, vocab_size: int) -> None:

@@ -151,6 +151,6 @@ def test_a_refused_request_says_what_it_ignored_too(server: ServerProcess) -> No
 
 
 def test_a_feature_that_is_not_here_is_refused_even_so(server: ServerProcess) -> None:
-    for name, value in {"logits_processors": ["x"], "suffix": "end", "use_beam_search": True}.items():
+    for name, value in {"logits_processors": ["x"], "suffix": "end"}.items():
         error = server.post("/v1/completions", {**TEXT, name: value}).json()["error"]
         assert (error["code"], error["param"]) == ("unsupported_parameter", name)

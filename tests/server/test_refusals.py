@@ -127,7 +127,7 @@ CHAT_REFUSALS: list[tuple[dict[str, Any], int, str | None]] = [
     ({"prompt_logprobs": -1}, 400, "prompt_logprobs"),
     ({"deadline_s": 0}, 400, "deadline_s"),
     ({"deadline_s": 1e9}, 400, "deadline_s"),
-    ({"use_beam_search": True}, 400, "use_beam_search"),
+    ({"use_beam_search": 7}, 400, "use_beam_search"),
     ({"messages": []}, 400, "messages"),
     ({"messages": "hi"}, 400, "messages"),
     ({"messages": [5]}, 400, None),
@@ -157,7 +157,7 @@ TEXT_REFUSALS: list[tuple[dict[str, Any], int, str | None]] = [
     ({"logprobs": True}, 400, "logprobs"),
     ({"logprobs": 1000}, 400, "logprobs"),
     ({"prompt_logprobs": -1}, 400, "prompt_logprobs"),
-    ({"best_of": 3}, 400, "best_of"),
+    ({"best_of": 0}, 400, "best_of"),
     ({"suffix": "end"}, 400, "suffix"),
 ]
 

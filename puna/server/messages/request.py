@@ -69,6 +69,9 @@ OFF_VALUES: dict[str, tuple[Any, ...]] = {
     "speed": (None, "standard"),
     "service_tier": (None, "auto", "standard_only"),
     "inference_geo": (None,),
+    "use_beam_search": (None, False),
+    "length_penalty": (None, 1.0),
+    "early_stopping": (None, False),
 }
 
 

@@ -97,6 +97,9 @@ OFF_VALUES: dict[str, tuple[Any, ...]] = {
     "prompt": (None,),
     "service_tier": (None, "auto", "default"),
     "moderation": (None,),
+    "use_beam_search": (None, False),
+    "length_penalty": (None, 1.0),
+    "early_stopping": (None, False),
 }
 
 
