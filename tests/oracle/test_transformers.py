@@ -6,7 +6,6 @@ and decodes it to float32, so this also checks how weights are named, turned and
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,11 @@ import pytest
 
 from puna.kernels.batch import KVConfig
 from puna.kernels.reference.interpreter import ReferenceInterpreter
-from puna.models.load import LoadedModel, load_model
-from puna.models.names import resolve
+from puna.models.load import LoadedModel
 from tests.kernels.steps import rows, step
 
 torch = pytest.importorskip("torch", reason="the extra `oracle` is not installed")
-transformers = pytest.importorskip("transformers", reason="the extra `oracle` is not installed")
+pytest.importorskip("transformers", reason="the extra `oracle` is not installed")
 pytest.importorskip("gguf", reason="the extra `oracle` is not installed")
 
 pytestmark = [pytest.mark.oracle, pytest.mark.model, pytest.mark.timeout(1200)]
@@ -32,25 +30,8 @@ CHUNK = 96
 
 
 @pytest.fixture(scope="module")
-def smollm2() -> LoadedModel:
-    return load_model(resolve("smollm2"))
-
-
-@pytest.fixture(scope="module")
 def ids(smollm2: LoadedModel) -> list[int]:
     return smollm2.tokenizer.encode(TEXT.read_text(encoding="utf-8"))[:TOKENS]
-
-
-@pytest.fixture(scope="module")
-def oracle(smollm2: LoadedModel) -> Any:
-    options: dict[str, Any] = {"gguf_file": smollm2.path.name}
-    config = getattr(transformers, "GgufConfig", None)
-    if config is not None and "dequantize" in inspect.signature(config).parameters:
-        options["quantization_config"] = config(dequantize=True)
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        str(smollm2.path.parent), dtype=torch.float32, local_files_only=True, **options
-    )
-    return model.eval()
 
 
 def ours(model: LoadedModel, ids: list[int]) -> npt.NDArray[np.float32]:
