@@ -103,7 +103,8 @@ class JsonCallReader(CallReader):
         return self._object(found.end(), found[1])
 
     def _object(self, at: int, name: str | None = None) -> bool:
-        self._call = CallText(at, self.calls, self.names, self.bound, name)
+        bound = () if self._is_bare and self._marks.anywhere else self.bound  # a grammar holds what has its mark
+        self._call = CallText(at, self.calls, self.names, bound, name)
         self.state = self._inside
         return True
 

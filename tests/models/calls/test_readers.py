@@ -71,6 +71,11 @@ def test_the_arguments_of_a_bound_call_come_as_they_are_written() -> None:
         assert reader.end() == []
 
 
+def test_a_call_without_the_mark_by_which_a_grammar_holds_it_is_bound_by_nothing() -> None:
+    text = '{"name": "f", "arguments": {"a": oh'
+    assert read(FORMATS["hermes"].make_reader(NAMES, NAMES), [text]) == ("", text, [])
+
+
 def test_a_call_that_nothing_binds_is_kept_until_it_is_whole() -> None:
     reader = FORMATS["hermes"].make_reader(NAMES, ())
     assert reader.feed('Look: <tool_call>{"name": "f", "arguments": {"a": 1}') == [Content("Look:")]
