@@ -278,7 +278,7 @@ def test_formats_and_constants_are_held_to_the_letter(
 
 
 def test_a_trial_that_takes_too_long_is_ended_and_the_next_one_runs(tokenizers: dict[str, Tokenizer]) -> None:
-    trial = GrammarTrial(TokenBytes.of(tokenizers["byte-level"], 300), seconds=0.04)
+    trial = GrammarTrial(TokenBytes.of(tokenizers["byte-level"], 300), seconds=0.01)
     try:
         with pytest.raises(InputError, match="s to compile") as caught:
             trial.run(StructuredOutputs(json=grown(24), named="form"))

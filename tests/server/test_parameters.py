@@ -43,8 +43,10 @@ SAME: dict[str, Any] = {
     "truncate_prompt_tokens": 40,
     "structured_outputs": {"regex": "a+"},
 }
-OF_CHOICES: dict[str, Any] = {"n": 3, "stop": ["end"], "prompt_logprobs": 1, "max_tokens": 21}
-ONE_ANSWER = {"n", "prompt_logprobs"}  # what responses and messages have no place for
+OF_CHOICES: dict[str, Any] = {"n": 3, "best_of": 5, "stop": ["end"], "prompt_logprobs": 1, "max_tokens": 21}
+ONE_ANSWER = {"n", "best_of", "prompt_logprobs"}  # what responses and messages have no place for
+
+BEAMS: dict[str, Any] = {"beam_width": 4, "length_penalty": 0.5, "early_stopping": True}  # which take little else
 
 CHAT = {"messages": [{"role": "user", "content": "x"}], "logprobs": True, "top_logprobs": 4, **SAME, **OF_CHOICES}
 COMPLETION = {"prompt": "x", "logprobs": 4, **SAME, **OF_CHOICES}
@@ -67,10 +69,24 @@ def test_every_sampling_parameter_reaches_the_engine_from_every_endpoint(
     params = params_of(msgspec.json.decode(msgspec.json.encode(body), type=kind))
     form = StructuredOutputs(regex="a+")
     wanted = {**SAME, **OF_CHOICES, "logprobs": 4, "structured_outputs": form}
-    assert set(wanted) == set(SamplingParams.__struct_fields__)
+    assert set(wanted) | set(BEAMS) == set(SamplingParams.__struct_fields__)
     assert {name: getattr(params, name) for name in wanted if name not in missing} == {
         name: value for name, value in wanted.items() if name not in missing
     }
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "params_of"),
+    [(CHAT, ChatRequest, chat_params), (COMPLETION, CompletionRequest, completion_params)],
+)
+def test_what_beams_take_reaches_the_engine(
+    body: dict[str, Any], kind: Any, params_of: Callable[[Any], SamplingParams]
+) -> None:
+    prompt = {name: body[name] for name in ("messages", "prompt") if name in body}
+    asked = {"use_beam_search": True, "n": 2, "best_of": 4, "length_penalty": 0.5, "early_stopping": True}
+    params = params_of(msgspec.json.decode(msgspec.json.encode({**prompt, **asked}), type=kind))
+    assert {name: getattr(params, name) for name in BEAMS} == BEAMS
+    assert params.n == 2
 
 
 def fields() -> Iterator[str]:
